@@ -1,0 +1,322 @@
+"""Numbers that describe a network's outputs and a path: loss, accuracy, calibration, distance, barrier, length.
+
+Metrics of outputs take a leading batch of any shape, for instance (T, n, C) for T points of a path; they average over
+the n images and keep the leading axes. Fractions, never per cent; nats, never bits.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+BARRIERS = ("line", "mean", "worse")
+
+
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood (cross-entropy) in nats.
+
+    Averaged probabilities go in as their logarithm. NaN or infinite scores never give a finite loss.
+
+    Args:
+        logits: (..., n, C) scores [nats]; half precision is widened to float32.
+        labels: (n,) class of each image, integers in [0, C).
+
+    Returns:
+        (...) mean over the n images [nats].
+
+    Raises:
+        TypeError: Scores that are not floating point, labels that are not integers.
+        ValueError: Shapes that do not fit, no images, a label outside the classes.
+    """
+    _check(logits, labels, "logits")
+    scores = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    index = labels.long().to(scores.device).unsqueeze(-1).expand(*scores.shape[:-1], 1)
+    return (scores.logsumexp(-1) - scores.gather(-1, index).squeeze(-1)).mean(-1)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Fraction of images whose largest score is that of their label.
+
+    An image with a NaN among its scores is counted wrong: `argmax` alone would return the place of the NaN, and a
+    broken network would score the share of one class.
+
+    Args:
+        logits: (..., n, C) scores; any increasing function of the probabilities will do.
+        labels: (n,) class of each image, integers in [0, C).
+
+    Returns:
+        (...) fractions in [0, 1], float32 unless the scores are float64.
+
+    Raises:
+        TypeError: Scores that are not floating point, labels that are not integers.
+        ValueError: Shapes that do not fit, no images, a label outside the classes.
+    """
+    _check(logits, labels, "logits")
+    hits = _hits(*logits.max(-1), labels)
+    return hits.to(torch.promote_types(logits.dtype, torch.float32)).mean(-1)
+
+
+def ece(probabilities: Tensor, labels: Tensor, bins: int = 20) -> Tensor:
+    """Expected calibration error: mean gap between confidence and accuracy over bins of equal width.
+
+    Bin m of M holds the images with confidence (largest probability) in ((m - 1) / M, m / M], closed on the right, so
+    confidence 1 is in the last bin. The error is sum_m (n_m / n) |accuracy_m - confidence_m|; empty bins add nothing.
+
+    Args:
+        probabilities: (..., n, C), each row non-negative with sum 1.
+        labels: (n,) class of each image, integers in [0, C).
+        bins: Number M of bins, at least 1; W21 uses 20.
+
+    Returns:
+        (...) fractions in [0, 1].
+
+    Raises:
+        TypeError: Probabilities that are not floating point, labels that are not integers, `bins` not an int.
+        ValueError: Shapes that do not fit, no images, a label outside the classes, rows that are not probabilities
+            (logits, NaN), bins < 1.
+
+    Source: Guo et al. 2017, Eq. (3), as W21 Figures 8 and 10 use it.
+    """
+    if not isinstance(bins, int) or isinstance(bins, bool):
+        raise TypeError(f"bins must be an int, got {type(bins).__name__}")
+    if bins < 1:
+        raise ValueError(f"bins must be >= 1, got {bins}")
+    _check(probabilities, labels, "probabilities")
+    _check_probabilities(probabilities, "probabilities")
+    confidence, choice = probabilities.max(-1)
+    # Edges in the dtype of the confidence: 3 / 20 then equals a confidence of 0.15, and "closed on the right" holds.
+    edges = torch.arange(1, bins, device=confidence.device, dtype=confidence.dtype) / bins
+    place = torch.bucketize(confidence.contiguous(), edges)
+    gaps = _hits(confidence, choice, labels).double() - confidence.double()
+    total = gaps.new_zeros(*gaps.shape[:-1], bins).scatter_add_(-1, place, gaps)  # (..., bins)
+    return (total.abs().sum(-1) / labels.numel()).to(torch.promote_types(confidence.dtype, torch.float32))
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Total variation distance of two networks' predictions: the mean over images of 1/2 sum_c |p_c - q_c|.
+
+    Args:
+        p: (..., n, C) probabilities (softmax outputs).
+        q: (..., n, C) probabilities; leading axes broadcast, so (T, n, C) against (n, C) compares T points with one.
+
+    Returns:
+        (...) fractions in [0, 1]: 0 for equal predictions, 1 for predictions that share no class.
+
+    Raises:
+        TypeError: Not floating point.
+        ValueError: Different n or C, no images, rows that are not probabilities (logits, NaN).
+
+    Source: W21 appendix E, Figure 17.
+    """
+    for name, value in (("p", p), ("q", q)):
+        _check_scores(value, name)
+        _check_probabilities(value, name)
+    if p.shape[-2:] != q.shape[-2:]:
+        raise ValueError(f"p and q must agree in (n, C), got {tuple(p.shape)} and {tuple(q.shape)}")
+    return (p - q).abs().sum(-1).mean(-1) / 2
+
+
+def barrier(t: ArrayLike | Tensor, loss: ArrayLike | Tensor, *, against: str = "line") -> float:
+    """Height of the highest loss on a path above a reference made from its two ends.
+
+    With L0 and L1 the losses at the first and the last t:
+
+    - `"line"`: max over t of loss(t) - [(1 - s) L0 + s L1], s the position of t between the ends, in [0, 1];
+    - `"mean"`: max over t of loss(t) - (L0 + L1) / 2 (Frankle et al. 2020); |L0 - L1| / 2 even on a monotone path;
+    - `"worse"`: max over t of loss(t) - max(L0, L1).
+
+    The maximum includes the ends, so no barrier is negative; `"line"` and `"worse"` are 0 where the path stays below.
+
+    Args:
+        t: (T,) strictly increasing positions, T >= 2: one split of a table, not several stacked.
+        loss: (T,) loss [nats] or error [fraction]; for an accuracy pass `1 - accuracy`.
+        against: The reference: "line", "mean" or "worse".
+
+    Returns:
+        The height in units of `loss`, over the grid that was given.
+
+    Raises:
+        ValueError: Lengths that differ or are below 2, t not increasing, NaN or infinite values, an unknown choice.
+
+    Source: Frankle et al. 2020 (`"mean"`); the other references are ours.
+    """
+    if against not in BARRIERS:
+        hint = "".join(f" (did you mean {near!r}?)" for near in get_close_matches(str(against), BARRIERS, n=1))
+        raise ValueError(f"against must be one of {', '.join(BARRIERS)}, got {against!r}{hint}")
+    where, height = _grid(t, loss, "loss")
+    first, last = height[0], height[-1]
+    if against == "line":
+        share = (where - where[0]) / (where[-1] - where[0])
+        # Written so that the reference equals the ends exactly: no negative barrier from rounding.
+        return float(np.max(height - (first * (1 - share) + last * share)))
+    return float(height.max() - ((first + last) / 2 if against == "mean" else max(first, last)))
+
+
+def step_lengths(points: Mapping[str, Tensor]) -> Tensor:
+    """l2 distances between consecutive points of a path, summed in float64.
+
+    Args:
+        points: Stacked weights: each tensor (T, ...), the same T >= 2.
+
+    Returns:
+        (T - 1,) float64 distances in weight space.
+
+    Raises:
+        ValueError: No tensors, different leading axes (named), fewer than two points, NaN or infinite weights (named).
+    """
+    if not points:
+        raise ValueError("points must hold at least one tensor, got an empty mapping")
+    sizes = {name: value.shape[0] if value.ndim else 0 for name, value in points.items()}
+    count = next(iter(sizes.values()))
+    if count < 2 or len(set(sizes.values())) > 1:
+        raise ValueError(f"points must share one leading axis T >= 2, got {sizes}")
+    return _differences(points, [(i, i + 1) for i in range(count - 1)])
+
+
+def arc_length(points: Mapping[str, Tensor]) -> float:
+    """Length of the polyline through the points of a path.
+
+    A lower bound of the length of a curve; exact for a polygonal chain whose bends are among the points.
+
+    Args:
+        points: Stacked weights: each tensor (T, ...), the same T >= 2.
+
+    Returns:
+        Sum of the l2 distances of consecutive points, accumulated in float64.
+
+    Raises:
+        ValueError: As `step_lengths`.
+    """
+    return float(step_lengths(points).sum())
+
+
+def length_ratio(points: Mapping[str, Tensor]) -> float:
+    """Arc length of a path divided by the distance of its end points: 1 for a segment.
+
+    Args:
+        points: Stacked weights: each tensor (T, ...), the same T >= 2.
+
+    Returns:
+        A ratio >= 1 (up to rounding).
+
+    Raises:
+        ValueError: The end points coincide; otherwise as `step_lengths`.
+
+    Source: G18 Table 2, "Length Ratio".
+    """
+    arc = arc_length(points)
+    chord = float(_differences(points, [(0, -1)]))
+    if chord == 0:
+        raise ValueError(f"points must start and end at different weights, got a chord of 0 and an arc of {arc:.6g}")
+    return arc / chord
+
+
+def along(t: ArrayLike | Tensor, values: ArrayLike | Tensor, distances: ArrayLike | Tensor) -> dict[str, float]:
+    """Summary of a metric along a path: minimum, integral over arc length, maximum, mean over t.
+
+    - `integral` (G18 loss (1), "Int"): trapezoid rule in arc length, divided by the arc length, so that stretches where
+      the path moves fast in weight space weigh more;
+    - `mean` (G18 loss (3)): trapezoid rule in t, divided by the range of t.
+
+    Args:
+        t: (T,) strictly increasing positions, T >= 2.
+        values: (T,) the metric at these positions.
+        distances: (T - 1,) l2 distances of consecutive points, see `step_lengths`; not the distances from the start.
+
+    Returns:
+        `{"min", "integral", "max", "mean"}` in units of `values`.
+
+    Raises:
+        ValueError: Lengths that do not fit, fewer than two points, t not increasing, NaN or infinite values, distances
+            negative or all 0.
+
+    Source: G18 Eqs. (1) and (3), Table 2.
+    """
+    where, metric = _grid(t, values, "values")
+    steps = _vector(distances, "distances")
+    if steps.size != metric.size - 1:
+        need = f"{metric.size - 1} for {metric.size} points"
+        raise ValueError(f"distances must hold one value per step, {need}, got {steps.size}")
+    if steps.min() < 0 or steps.max() == 0:
+        raise ValueError(f"distances must be >= 0 and not all 0, got minimum {steps.min()} and maximum {steps.max()}")
+    middle, widths = (metric[1:] + metric[:-1]) / 2, np.diff(where)
+    return {
+        "min": float(metric.min()),
+        "integral": float(middle @ steps / steps.sum()),
+        "max": float(metric.max()),
+        "mean": float(middle @ widths / widths.sum()),
+    }
+
+
+def _hits(best: Tensor, choice: Tensor, labels: Tensor) -> Tensor:
+    # max() hands a NaN on as the best score, which is how it is recognised without a pass over all classes.
+    return (choice == labels.to(choice.device)) & ~best.isnan()
+
+
+def _check_scores(scores: Tensor, name: str) -> None:
+    if not scores.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {scores.dtype}")
+    if scores.ndim < 2 or scores.numel() == 0:
+        raise ValueError(f"{name} must have shape (..., n, C) with n, C >= 1, got {tuple(scores.shape)}")
+
+
+def _check(scores: Tensor, labels: Tensor, name: str) -> None:
+    _check_scores(scores, name)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    count, classes = scores.shape[-2:]
+    if labels.shape != (count,):
+        fit = f"({count},) to fit {name} {tuple(scores.shape)}"
+        raise ValueError(f"labels must have shape {fit}, got {tuple(labels.shape)}")
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        bad = sorted(set(labels[wrong].tolist()))
+        place = int(wrong.nonzero()[0])
+        raise ValueError(f"labels must lie in [0, {classes}), got {bad[:5]}, first at position {place}")
+
+
+def _check_probabilities(value: Tensor, name: str) -> None:
+    gap = float((value.sum(-1) - 1).abs().max())
+    low = float(value.min())
+    # Negated comparisons, so that a NaN fails them. Half-precision rows miss 1 by a few rounding errors per class.
+    if not (low >= 0 and gap <= max(1e-3, 8 * torch.finfo(value.dtype).eps)):
+        raise ValueError(
+            f"{name} must be probabilities (each row >= 0 with sum 1; softmax the logits first), "
+            f"got a minimum of {low:.6g} and row sums up to {gap:.6g} away from 1"
+        )
+
+
+def _differences(points: Mapping[str, Tensor], pairs: list[tuple[int, int]]) -> Tensor:
+    # Pair by pair: the differences of all T points at once would double the memory of the path.
+    squares = {
+        name: torch.stack([(value[j].double() - value[i].double()).square().sum() for i, j in pairs])
+        for name, value in points.items()
+    }
+    broken = [name for name, value in squares.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"points must be finite, got NaN or infinite weights in {', '.join(broken)}")
+    return torch.stack(list(squares.values())).sum(0).sqrt()
+
+
+def _vector(value: ArrayLike | Tensor, name: str) -> np.ndarray:
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} must be one-dimensional and not empty, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        place = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"{name} must be finite, got {array[place]} at position {place}")
+    return array
+
+
+def _grid(t: ArrayLike | Tensor, values: ArrayLike | Tensor, name: str) -> tuple[np.ndarray, np.ndarray]:
+    where, heights = _vector(t, "t"), _vector(values, name)
+    if where.size < 2 or where.shape != heights.shape:
+        raise ValueError(f"t and {name} must have one length >= 2, got {where.size} and {heights.size}")
+    falls = np.flatnonzero(np.diff(where) <= 0)
+    if falls.size:
+        pair = f"{where[falls[0]]} before {where[falls[0] + 1]} at position {falls[0]}"
+        raise ValueError(f"t must increase strictly (one split of one path), got {pair}")
+    return where, heights
