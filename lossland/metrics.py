@@ -32,7 +32,7 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: Shapes that do not fit, no images, a label outside the classes.
     """
     _check(logits, labels, "logits")
-    scores = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     index = labels.long().to(scores.device).unsqueeze(-1).expand(*scores.shape[:-1], 1)
     return (scores.logsumexp(-1) - scores.gather(-1, index).squeeze(-1)).mean(-1)
 
@@ -51,8 +51,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
         (...) fractions in [0, 1], float32 unless the scores are float64.
 
     Raises:
-        TypeError: Scores that are not floating point, labels that are not integers.
-        ValueError: Shapes that do not fit, no images, a label outside the classes.
+        TypeError, ValueError: As `nll`.
     """
     _check(logits, labels, "logits")
     hits = _hits(*logits.max(-1), labels)
@@ -74,16 +73,12 @@ def ece(probabilities: Tensor, labels: Tensor, bins: int = 20) -> Tensor:
         (...) fractions in [0, 1].
 
     Raises:
-        TypeError: Probabilities that are not floating point, labels that are not integers, `bins` not an int.
-        ValueError: Shapes that do not fit, no images, a label outside the classes, rows that are not probabilities
-            (logits, NaN), bins < 1.
+        TypeError, ValueError: As `nll`; rows that are not probabilities (logits, NaN); bins that is no int or < 1.
 
     Source: Guo et al. 2017, Eq. (3), as W21 Figures 8 and 10 use it.
     """
-    if not isinstance(bins, int) or isinstance(bins, bool):
-        raise TypeError(f"bins must be an int, got {type(bins).__name__}")
-    if bins < 1:
-        raise ValueError(f"bins must be >= 1, got {bins}")
+    if not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"bins must be an int >= 1, got {bins!r}")
     _check(probabilities, labels, "probabilities")
     _check_probabilities(probabilities, "probabilities")
     confidence, choice = probabilities.max(-1)
@@ -106,8 +101,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
         (...) fractions in [0, 1]: 0 for equal predictions, 1 for predictions that share no class.
 
     Raises:
-        TypeError: Not floating point.
-        ValueError: Different n or C, no images, rows that are not probabilities (logits, NaN).
+        TypeError, ValueError: Not floating point, different n or C, no images, rows that are not probabilities.
 
     Source: W21 appendix E, Figure 17.
     """
@@ -165,15 +159,12 @@ def step_lengths(points: Mapping[str, Tensor]) -> Tensor:
         (T - 1,) float64 distances in weight space.
 
     Raises:
-        ValueError: No tensors, different leading axes (named), fewer than two points, NaN or infinite weights (named).
+        ValueError: No tensors, different leading axes, fewer than two points, NaN or infinite weights (each named).
     """
-    if not points:
-        raise ValueError("points must hold at least one tensor, got an empty mapping")
     sizes = {name: value.shape[0] if value.ndim else 0 for name, value in points.items()}
-    count = next(iter(sizes.values()))
-    if count < 2 or len(set(sizes.values())) > 1:
-        raise ValueError(f"points must share one leading axis T >= 2, got {sizes}")
-    return _differences(points, [(i, i + 1) for i in range(count - 1)])
+    if len(set(sizes.values())) != 1 or min(sizes.values()) < 2:
+        raise ValueError(f"points must be tensors that share one leading axis T >= 2, got {sizes}")
+    return _differences(points, [(i, i + 1) for i in range(min(sizes.values()) - 1)])
 
 
 def arc_length(points: Mapping[str, Tensor]) -> float:
@@ -182,13 +173,10 @@ def arc_length(points: Mapping[str, Tensor]) -> float:
     A lower bound of the length of a curve; exact for a polygonal chain whose bends are among the points.
 
     Args:
-        points: Stacked weights: each tensor (T, ...), the same T >= 2.
+        points: Stacked weights as `step_lengths` takes them, with its errors.
 
     Returns:
         Sum of the l2 distances of consecutive points, accumulated in float64.
-
-    Raises:
-        ValueError: As `step_lengths`.
     """
     return float(step_lengths(points).sum())
 
@@ -197,13 +185,13 @@ def length_ratio(points: Mapping[str, Tensor]) -> float:
     """Arc length of a path divided by the distance of its end points: 1 for a segment.
 
     Args:
-        points: Stacked weights: each tensor (T, ...), the same T >= 2.
+        points: Stacked weights as `step_lengths` takes them, with its errors.
 
     Returns:
         A ratio >= 1 (up to rounding).
 
     Raises:
-        ValueError: The end points coincide; otherwise as `step_lengths`.
+        ValueError: End points that coincide.
 
     Source: G18 Table 2, "Length Ratio".
     """
@@ -217,9 +205,8 @@ def length_ratio(points: Mapping[str, Tensor]) -> float:
 def along(t: ArrayLike | Tensor, values: ArrayLike | Tensor, distances: ArrayLike | Tensor) -> dict[str, float]:
     """Summary of a metric along a path: minimum, integral over arc length, maximum, mean over t.
 
-    - `integral` (G18 loss (1), "Int"): trapezoid rule in arc length, divided by the arc length, so that stretches where
-      the path moves fast in weight space weigh more;
-    - `mean` (G18 loss (3)): trapezoid rule in t, divided by the range of t.
+    `integral` (G18 loss (1), "Int") is the trapezoid rule in arc length divided by the arc length: stretches where the
+    path moves fast in weight space weigh more. `mean` (G18 loss (3)) is the trapezoid rule in t over the range of t.
 
     Args:
         t: (T,) strictly increasing positions, T >= 2.
@@ -230,8 +217,7 @@ def along(t: ArrayLike | Tensor, values: ArrayLike | Tensor, distances: ArrayLik
         `{"min", "integral", "max", "mean"}` in units of `values`.
 
     Raises:
-        ValueError: Lengths that do not fit, fewer than two points, t not increasing, NaN or infinite values, distances
-            negative or all 0.
+        ValueError: As `barrier`; one distance too many or too few, negative distances, distances all 0.
 
     Source: G18 Eqs. (1) and (3), Table 2.
     """
@@ -243,12 +229,8 @@ def along(t: ArrayLike | Tensor, values: ArrayLike | Tensor, distances: ArrayLik
     if steps.min() < 0 or steps.max() == 0:
         raise ValueError(f"distances must be >= 0 and not all 0, got minimum {steps.min()} and maximum {steps.max()}")
     middle, widths = (metric[1:] + metric[:-1]) / 2, np.diff(where)
-    return {
-        "min": float(metric.min()),
-        "integral": float(middle @ steps / steps.sum()),
-        "max": float(metric.max()),
-        "mean": float(middle @ widths / widths.sum()),
-    }
+    integral, mean = float(middle @ steps / steps.sum()), float(middle @ widths / widths.sum())
+    return {"min": float(metric.min()), "integral": integral, "max": float(metric.max()), "mean": mean}
 
 
 def _hits(best: Tensor, choice: Tensor, labels: Tensor) -> Tensor:
@@ -271,11 +253,10 @@ def _check(scores: Tensor, labels: Tensor, name: str) -> None:
     if labels.shape != (count,):
         fit = f"({count},) to fit {name} {tuple(scores.shape)}"
         raise ValueError(f"labels must have shape {fit}, got {tuple(labels.shape)}")
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any():
-        bad = sorted(set(labels[wrong].tolist()))
-        place = int(wrong.nonzero()[0])
-        raise ValueError(f"labels must lie in [0, {classes}), got {bad[:5]}, first at position {place}")
+    places = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+    if len(places):
+        bad = sorted(set(labels[places].tolist()))[:5]
+        raise ValueError(f"labels must lie in [0, {classes}), got {bad}, first at position {int(places[0])}")
 
 
 def _check_probabilities(value: Tensor, name: str) -> None:
@@ -283,10 +264,8 @@ def _check_probabilities(value: Tensor, name: str) -> None:
     low = float(value.min())
     # Negated comparisons, so that a NaN fails them. Half-precision rows miss 1 by a few rounding errors per class.
     if not (low >= 0 and gap <= max(1e-3, 8 * torch.finfo(value.dtype).eps)):
-        raise ValueError(
-            f"{name} must be probabilities (each row >= 0 with sum 1; softmax the logits first), "
-            f"got a minimum of {low:.6g} and row sums up to {gap:.6g} away from 1"
-        )
+        came = f"got a minimum of {low:.6g} and row sums up to {gap:.6g} away from 1"
+        raise ValueError(f"{name} must be probabilities (rows >= 0 with sum 1; softmax the logits first), {came}")
 
 
 def _differences(points: Mapping[str, Tensor], pairs: list[tuple[int, int]]) -> Tensor:
@@ -305,9 +284,9 @@ def _vector(value: ArrayLike | Tensor, name: str) -> np.ndarray:
     array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        place = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(f"{name} must be finite, got {array[place]} at position {place}")
+    broken = np.flatnonzero(~np.isfinite(array))
+    if broken.size:
+        raise ValueError(f"{name} must be finite, got {array[broken[0]]} at position {broken[0]}")
     return array
 
 

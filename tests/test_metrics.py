@@ -203,10 +203,15 @@ PROBABILITIES = LOGITS.softmax(-1)
             ValueError,
             r"labels must lie in \[0, 10\), got \[-1, 12\], first at position 1",
         ),
-        (lambda: metrics.ece(PROBABILITIES, LABELS, bins=0), ValueError, "bins must be >= 1, got 0"),
-        (lambda: metrics.ece(PROBABILITIES, LABELS, bins=2.0), TypeError, "bins must be an int, got float"),
+        (lambda: metrics.ece(PROBABILITIES, LABELS, bins=0), ValueError, "bins must be an int >= 1, got 0"),
+        (lambda: metrics.ece(PROBABILITIES, LABELS, bins=2.0), ValueError, "bins must be an int >= 1, got 2.0"),
         (lambda: metrics.ece(LOGITS, LABELS), ValueError, "probabilities must be probabilities.*softmax the logits"),
         (lambda: metrics.ece(PROBABILITIES * torch.nan, LABELS), ValueError, "probabilities must be .*minimum of nan"),
+        (
+            lambda: metrics.ece(torch.tensor([[1.5, -0.5]]), torch.tensor([0])),
+            ValueError,
+            "probabilities must be probabilities.*minimum of -0.5",
+        ),
         (lambda: metrics.total_variation(LOGITS, PROBABILITIES), ValueError, "p must be probabilities"),
         (lambda: metrics.total_variation(PROBABILITIES, LOGITS), ValueError, "q must be probabilities"),
         (
@@ -226,11 +231,11 @@ PROBABILITIES = LOGITS.softmax(-1)
         (lambda: metrics.along(T, T, T), ValueError, "distances must hold one value per step, 3 for 4 points, got 4"),
         (lambda: metrics.along(T, T, [0, 0, 0]), ValueError, "distances must be >= 0 and not all 0"),
         (lambda: metrics.along(T, T, [1, -1, 1]), ValueError, "distances must be >= 0 .*minimum -1.0"),
-        (lambda: metrics.arc_length({}), ValueError, "points must hold at least one tensor"),
+        (lambda: metrics.arc_length({}), ValueError, r"points must be tensors .*T >= 2, got \{\}"),
         (
             lambda: metrics.arc_length({"a": torch.zeros(3, 2), "b": torch.zeros(2, 2)}),
             ValueError,
-            r"points must share one leading axis T >= 2, got \{'a': 3, 'b': 2\}",
+            r"points must be tensors that share one leading axis T >= 2, got \{'a': 3, 'b': 2\}",
         ),
         (lambda: metrics.arc_length({"a": torch.zeros(1, 2)}), ValueError, "leading axis T >= 2"),
         (
