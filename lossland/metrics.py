@@ -5,12 +5,13 @@ the n images and keep the leading axes. Fractions, never per cent; nats, never b
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from lossland.errors import choose
 
 BARRIERS = ("line", "mean", "worse")
 
@@ -137,9 +138,7 @@ def barrier(t: ArrayLike | Tensor, loss: ArrayLike | Tensor, *, against: str = "
 
     Source: Frankle et al. 2020 (`"mean"`); the other references are ours.
     """
-    if against not in BARRIERS:
-        hint = "".join(f" (did you mean {near!r}?)" for near in get_close_matches(str(against), BARRIERS, n=1))
-        raise ValueError(f"against must be one of {', '.join(BARRIERS)}, got {against!r}{hint}")
+    choose("against", against, BARRIERS)
     where, height = _grid(t, loss, "loss")
     first, last = height[0], height[-1]
     if against == "line":

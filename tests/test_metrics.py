@@ -222,7 +222,7 @@ PROBABILITIES = LOGITS.softmax(-1)
         (
             lambda: metrics.barrier(T, T, against="lin"),
             ValueError,
-            r"against must be one of line, mean, worse, got 'lin' \(did you mean 'line'\?\)",
+            r"against must be one of 'line', 'mean', 'worse'; got 'lin' \(did you mean 'line'\?\)",
         ),
         (lambda: metrics.barrier(T, T[:2]), ValueError, "t and loss must have one length >= 2, got 4 and 2"),
         (lambda: metrics.barrier([0, 0, 1], [1, 2, 3]), ValueError, "t must increase strictly .*0.0 before 0.0 at pos"),
