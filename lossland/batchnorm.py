@@ -1,0 +1,83 @@
+"""Batch-norm statistics are a function of (weights, data): re-estimated where a point is evaluated, never interpolated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lossland.weights import Weights, skeleton
+
+_Norm = nn.modules.batchnorm._NormBase
+
+
+def norms(net: nn.Module) -> dict[str, nn.Module]:
+    """Return name -> module of the normalisations in `net` that keep running statistics."""
+    return {name: module for name, module in net.named_modules()
+            if isinstance(module, _Norm) and module.track_running_stats and module.running_mean is not None}
+
+
+def fresh_buffers(net: nn.Module, like: Tensor) -> dict[str, Tensor]:
+    """Return a private copy of the buffers of `net` with the running statistics reset (mean 0, variance 1, count 0).
+
+    Args:
+        net: any module; buffers that are not batch-norm statistics are copied.
+        like: a tensor whose device, and dtype for the statistics, are used.
+
+    Raises:
+        ValueError: if such another buffer has no storage (`meta` device).
+    """
+    ours = {f"{name}.{part}": value for name in norms(net) for part, value in
+            (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0.0))}
+    buffers = {}
+    for name, buffer in net.named_buffers():
+        if name in ours:
+            dtype = like.dtype if buffer.is_floating_point() else buffer.dtype
+            buffers[name] = torch.full(buffer.shape, ours[name], device=like.device).to(dtype)
+        elif buffer.is_meta:
+            raise ValueError(f"buffer {name!r} of the network has no storage; build the network on a real device")
+        else:
+            buffers[name] = buffer.detach().clone().to(like.device)
+    return buffers
+
+
+@torch.no_grad()
+def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
+    """Return buffers for `net` at `weights`, with batch-norm statistics from one full pass over `images`.
+
+    A layer's mean is the average of its batch means, its variance the average of its (unbiased) batch variances, batches
+    weighted by their size and added up in float64. While the pass runs, each batch is normalised by its own statistics,
+    as in training; dropout is off. Neither `net` nor `weights` changes.
+
+    Args:
+        net: the network; without batch norm its buffers are returned unchanged.
+        weights: one point of weight space.
+        images: (n, ...) prepared inputs, cut into batches of `batch_size`, or an iterable of such batches.
+        batch_size: images per batch.
+
+    Raises:
+        ValueError: if `images` is empty.
+
+    Source: G18 section 3.3 (statistics from one additional pass), W21 Appendix D.
+    """
+    first = next(iter(weights.values()))
+    buffers = fresh_buffers(net, first)
+    names = [f"{name}.{part}" for name in norms(net) for part in ("running_mean", "running_var")]
+    if not names:
+        return buffers
+    bare = skeleton(net)
+    for module in norms(bare).values():
+        module.train()
+        module.momentum = 1.0  # what is left in the buffer after a batch is that batch's statistic alone
+    sums = {name: torch.zeros_like(buffers[name], dtype=torch.float64) for name in names}
+    seen = 0
+    for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
+        functional_call(bare, (weights, buffers), (batch,))
+        for name in names:
+            sums[name] += buffers[name].double() * len(batch)
+        seen += len(batch)
+    if not seen:
+        raise ValueError("images must hold at least one image to estimate batch-norm statistics, got none")
+    return {**buffers, **{name: (total / seen).to(buffers[name].dtype) for name, total in sums.items()}}

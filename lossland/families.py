@@ -1,0 +1,168 @@
+"""Families: control points x basis x domain.
+
+Plain training is the family of one point. A G18 curve frees the bends and fixes the ends; a W21 line, curve or simplex
+frees all control points. One training loop serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lossland.errors import choose
+from lossland.paths import Basis, Mix, Path, bezier_basis, chain_basis, linear_basis
+from lossland.paths import chain as chain_path
+from lossland.weights import Weights, check_finite, check_match, mix
+
+_DOMAINS = ("point", "interval", "simplex")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A parametrised set of networks: every member is a fixed linear combination of k control points.
+
+    Attributes:
+        kind: what it is called in records: "point", "line", "chain", "bezier" or "simplex".
+        points: k control points.
+        free: k flags: whether training may move the point.
+        domain: "point" (one member), "interval" (members at t in [0, 1]) or "simplex" (members at barycentric
+            coordinates).
+    """
+
+    kind: str
+    points: tuple[Weights, ...]
+    free: tuple[bool, ...]
+    domain: str
+
+    def __post_init__(self) -> None:
+        choose("domain", self.domain, _DOMAINS)
+        if len(self.free) != len(self.points) or not any(self.free):
+            raise ValueError(f"free must flag each of the {len(self.points)} points, at least one of them True, got {self.free}")
+        for i, point in enumerate(self.points):
+            check_match(self.points[0], point, ("points[0]", f"points[{i}]"))
+            check_finite(point, f"points[{i}]")
+
+    @property
+    def bends(self) -> int:
+        """Return the number of interior control points."""
+        return max(0, len(self.points) - 2)
+
+    def coefficients(self, position: Tensor) -> Tensor:
+        """Return the coefficients (T, k) of the members at `position`: t (T,), or barycentric (T, k) on a simplex."""
+        if self.domain == "simplex":
+            return position
+        if self.domain == "point":
+            return torch.ones(len(position), 1, dtype=position.dtype)
+        return self._basis()(position)
+
+    def _basis(self) -> Basis:
+        bases = {"line": linear_basis, "chain": lambda s: chain_basis(s, self.bends), "bezier": lambda s: bezier_basis(s, self.bends)}
+        return bases[self.kind]
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Return the coefficients (k,) float64 of one random member.
+
+        t ~ U(0, 1) on an interval; uniform on a simplex by normalised exponentials.
+
+        Source: G18 Eq. (3); W21 Algorithm 1.
+        """
+        if self.domain == "simplex":
+            draw = torch.empty(len(self.points), dtype=torch.float64).exponential_(generator=generator)
+            return draw / draw.sum()
+        return self.coefficients(torch.rand(1, generator=generator, dtype=torch.float64))[0]
+
+    def path(self) -> Path:
+        """Return the family as a path from its first to its last control point.
+
+        Raises:
+            ValueError: unless the domain is an interval.
+        """
+        if self.domain != "interval":
+            raise ValueError(f"path() needs a family over an interval, got a {self.kind}; use member() for its points")
+        return chain_path(self.points) if self.kind == "chain" else Path((Mix(self.points, self._basis()),))
+
+    def member(self, coefficients: Tensor) -> Weights:
+        """Return the network with the given coefficients (k,)."""
+        return mix(self.points, coefficients)
+
+    def midpoint(self) -> Weights:
+        """Return the member at t = 1/2, or at equal barycentric coordinates."""
+        k = len(self.points)
+        if self.domain == "simplex":
+            return self.member(torch.full((k,), 1 / k, dtype=torch.float64))
+        return self.member(self.coefficients(torch.tensor([0.5], dtype=torch.float64))[0])
+
+    def with_points(self, points: Sequence[Weights]) -> Family:
+        """Return the same family with other control points."""
+        return replace(self, points=tuple(points))
+
+
+def point(weights: Weights) -> Family:
+    """Return the family of one free point: plain training."""
+    return Family("point", (weights,), (True,), "point")
+
+
+def line(first: Weights, second: Weights) -> Family:
+    """Return the line between two free points.
+
+    Source: W21 section 3.
+    """
+    return Family("line", (first, second), (True, True), "interval")
+
+
+def simplex(points: Sequence[Weights]) -> Family:
+    """Return the simplex spanned by m free points.
+
+    Raises:
+        ValueError: if there are fewer than two points.
+
+    Source: W21 section 3.
+    """
+    if len(points) < 2:
+        raise ValueError(f"points must hold at least 2 control points, got {len(points)}")
+    return Family("simplex", tuple(points), (True,) * len(points), "simplex")
+
+
+def _curve(kind: str, a: Weights, b: Weights, bends: int, ends: str) -> Family:
+    if bends < 1:
+        raise ValueError(f"bends must be >= 1 (interior control points), got {bends}")
+    choose("ends", ends, ("fixed", "free"))
+    check_match(a, b)
+    inner = [mix((a, b), torch.tensor([1 - s, s], dtype=torch.float64)) for s in torch.linspace(0, 1, bends + 2)[1:-1].tolist()]
+    movable = ends == "free"
+    return Family(kind, (a, *inner, b), (movable, *[True] * bends, movable), "interval")
+
+
+def chain(a: Weights, b: Weights, *, bends: int = 1, ends: str = "fixed") -> Family:
+    """Return the polygonal chain from `a` to `b`; its bends start evenly spaced on the segment.
+
+    Args:
+        a, b: the ends.
+        bends: interior points.
+        ends: "fixed" (G18) or "free".
+
+    Raises:
+        ValueError: if bends < 1, or the ends do not match.
+
+    Source: G18 section 3.2.1 and A.1.
+    """
+    return _curve("chain", a, b, bends, ends)
+
+
+def bezier(a: Weights, b: Weights, *, bends: int = 1, ends: str = "fixed") -> Family:
+    """Return the Bezier curve from `a` to `b`; its bends start evenly spaced on the segment.
+
+    Args:
+        a, b: the ends.
+        bends: interior control points.
+        ends: "fixed" (G18) or "free" (W21's curve).
+
+    Raises:
+        ValueError: if bends < 1, or the ends do not match.
+
+    Source: G18 section 3.2.2 and A.1; W21 section 3.
+    """
+    return _curve("bezier", a, b, bends, ends)

@@ -1,0 +1,299 @@
+"""Paths: continuous, piecewise maps from t in [0, 1] to weights.
+
+A path is made of legs that share [0, 1] equally. A leg that is linear in k fixed points (`Mix`) exposes the points and
+their coefficients, so that whoever evaluates the path can share work between its points; any other callable leg works too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lossland.weights import Weights, at, check_finite, check_match, distance, mix
+
+Leg = Callable[[Tensor], Weights]
+Basis = Callable[[Tensor], Tensor]
+
+
+def linear_basis(s: Tensor) -> Tensor:
+    """Return the coefficients (T, 2) of a straight segment: 1 - s and s.
+
+    Source: AY20 Eq. (5).
+
+    Examples:
+        >>> linear_basis(torch.tensor([0.0, 0.25]))
+        tensor([[1.0000, 0.0000],
+                [0.7500, 0.2500]])
+    """
+    return torch.stack([1 - s, s], dim=-1)
+
+
+def arc_basis(s: Tensor) -> Tensor:
+    """Return the coefficients (T, 3) of start, end and centre on AY20's arc: cos, sin, 1 - cos - sin (of pi s / 2).
+
+    Source: AY20 Eq. (6), written as a combination of X, Y and mu. The ends are exact: s = 1 gives 0, 1, 0.
+    """
+    angle = s * (math.pi / 2)
+    # cos(pi/2) is 6e-17 in floating point; the sine of the complementary angle is 0.
+    cos, sin = torch.sin((1 - s) * (math.pi / 2)), torch.sin(angle)
+    cos, sin = torch.where(s == 0, 1.0, cos), torch.where(s == 1, 1.0, sin)
+    return torch.stack([cos, sin, 1 - cos - sin], dim=-1)
+
+
+def bezier_basis(s: Tensor, bends: int) -> Tensor:
+    """Return the Bernstein coefficients (T, bends + 2) of a Bezier curve; the ends come first and last.
+
+    Raises:
+        ValueError: if bends < 0.
+
+    Source: G18 A.1; bends count interior points.
+
+    Examples:
+        >>> bezier_basis(torch.tensor([0.5]), bends=1)
+        tensor([[0.2500, 0.5000, 0.2500]])
+    """
+    if bends < 0:
+        raise ValueError(f"bends must be >= 0, got {bends}")
+    n = bends + 1
+    return torch.stack([math.comb(n, i) * s**i * (1 - s) ** (n - i) for i in range(n + 1)], dim=-1)
+
+
+def chain_basis(s: Tensor, bends: int) -> Tensor:
+    """Return the hat-function coefficients (T, bends + 2) of a polygonal chain with equal shares of s per segment.
+
+    Raises:
+        ValueError: if bends < 0.
+
+    Source: G18 A.1.
+    """
+    if bends < 0:
+        raise ValueError(f"bends must be >= 0, got {bends}")
+    knots = torch.arange(bends + 2, dtype=s.dtype, device=s.device)
+    return (1 - (s[..., None] * (bends + 1) - knots).abs()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A leg that is linear in k fixed points: weights(s) = sum_i basis(s)_i points_i.
+
+    Attributes:
+        points: k weights of equal names and shapes (referred to, not copied).
+        basis: s (T,) in [0, 1] -> coefficients (T, k).
+    """
+
+    points: tuple[Weights, ...]
+    basis: Basis
+
+    def __call__(self, s: Tensor) -> Weights:
+        """Return stacked weights with leading axis T at the positions s (T,)."""
+        return mix(self.points, self.basis(s))
+
+
+@dataclass(frozen=True)
+class Powers:
+    """A leg on which each tensor is scaled by its own power of a shared factor: weights(s) = factor(s)^power * tensor.
+
+    Attributes:
+        weights: the point that is scaled.
+        powers: parameter name -> exponent.
+        factor: s (T,) -> (T,) in [0, 1].
+    """
+
+    weights: Weights
+    powers: Mapping[str, int]
+    factor: Callable[[Tensor], Tensor]
+
+    def __call__(self, s: Tensor) -> Weights:
+        """Return stacked weights with leading axis T at the positions s (T,)."""
+        scale = self.factor(s)
+        scaled = {}
+        for name, tensor in self.weights.items():
+            power = (scale ** self.powers[name]).to(device=tensor.device, dtype=tensor.dtype)
+            scaled[name] = power.reshape(-1, *[1] * tensor.ndim) * tensor
+        return scaled
+
+
+@dataclass(frozen=True)
+class Path:
+    """A continuous path through weight space.
+
+    Attributes:
+        legs: callables s (T,) in [0, 1] -> stacked weights; each has an equal share of t.
+
+    Examples:
+        >>> a, b = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+        >>> segment(a, b)(torch.tensor([0.0, 0.5]))["w"]
+        tensor([[0.0000, 0.0000],
+                [0.5000, 0.5000]])
+    """
+
+    legs: tuple[Leg, ...]
+
+    def __post_init__(self) -> None:
+        if not self.legs:
+            raise ValueError("legs must hold at least one leg, got none")
+
+    def locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the leg number (T,) int64 and the position s in [0, 1] (T,) on that leg.
+
+        A boundary belongs to the leg that it starts; t = 1 to the last leg.
+
+        Raises:
+            ValueError: if an entry of t lies outside [0, 1].
+        """
+        t = torch.as_tensor(t, dtype=torch.float64)
+        outside = t[~((t >= 0) & (t <= 1))]
+        if outside.numel():
+            raise ValueError(f"t must lie in [0, 1], got {outside.flatten()[0].item()}")
+        # A grid point such as 2/3 * 3 may fall an ulp short of its boundary.
+        scaled = t * len(self.legs)
+        scaled = torch.where((scaled - scaled.round()).abs() < 1e-12, scaled.round(), scaled)
+        leg = scaled.floor().long().clamp(max=len(self.legs) - 1)
+        return leg, scaled - leg
+
+    def __call__(self, t: Tensor) -> Weights:
+        """Return stacked weights with leading axis T = len(t).
+
+        Args:
+            t: (T,) numbers in [0, 1].
+        """
+        leg, s = self.locate(torch.as_tensor(t).reshape(-1))
+        pieces = []
+        for number in leg.unique().tolist():
+            where = (leg == number).nonzero()[:, 0]
+            pieces.append((where, self.legs[number](s[where])))
+        order = torch.cat([where for where, _ in pieces]).argsort()
+        return {name: torch.cat([piece[name] for _, piece in pieces])[order.to(pieces[0][1][name].device)]
+                for name in pieces[0][1]}
+
+    def point(self, t: float) -> Weights:
+        """Return the weights at one t, without a leading axis."""
+        return at(self(torch.tensor([t], dtype=torch.float64)), 0)
+
+    def grid(self, per_leg: int) -> Tensor:
+        """Return equidistant t (legs * (per_leg - 1) + 1,), float64, that contain every leg boundary.
+
+        Args:
+            per_leg: points on one leg, both of its ends included.
+
+        Raises:
+            ValueError: if per_leg < 2.
+        """
+        if per_leg < 2:
+            raise ValueError(f"per_leg must be >= 2 (both ends of a leg), got {per_leg}")
+        steps = len(self.legs) * (per_leg - 1)
+        return torch.arange(steps + 1, dtype=torch.float64) / steps
+
+    def length(self, per_leg: int = 61) -> float:
+        """Return the arc length of the polygon through `per_leg` points of each leg, l2 over all parameters.
+
+        One point is in memory at a time.
+
+        Source: the numerator of G18 Table 2's length ratio.
+        """
+        total, before = 0.0, None
+        for t in self.grid(per_leg).tolist():
+            now = self.point(t)
+            total += distance(before, now) if before is not None else 0.0
+            before = now
+        return total
+
+
+def _checked(points: Sequence[Weights], names: Sequence[str]) -> tuple[Weights, ...]:
+    for point, name in zip(points, names, strict=True):
+        check_match(points[0], point, (names[0], name))
+        check_finite(point, name)
+    return tuple(points)
+
+
+def segment(a: Weights, b: Weights) -> Path:
+    """Return the straight segment from `a` to `b`.
+
+    Raises:
+        ValueError: if names or shapes differ, or a number is NaN or infinite.
+
+    Source: AY20 Eq. (5).
+    """
+    return Path((Mix(_checked((a, b), ("a", "b")), linear_basis),))
+
+
+def arc(a: Weights, b: Weights, centre: Weights) -> Path:
+    """Return the arc mu + cos(pi t / 2) (a - mu) + sin(pi t / 2) (b - mu) about `centre` = mu.
+
+    Raises:
+        ValueError: if names or shapes differ, or a number is NaN or infinite.
+
+    Source: AY20 Eq. (6). `neurons.pooled_centre` gives the centre.
+    """
+    return Path((Mix(_checked((a, b, centre), ("a", "b", "centre")), arc_basis),))
+
+
+def _names(points: Sequence[Weights]) -> list[str]:
+    if len(points) < 2:
+        raise ValueError(f"points must hold at least the two ends, got {len(points)}")
+    return [f"points[{i}]" for i in range(len(points))]
+
+
+def chain(points: Sequence[Weights]) -> Path:
+    """Return the polygonal chain through `points`: one straight leg between neighbours.
+
+    Raises:
+        ValueError: if there are fewer than two points, or they do not match.
+
+    Source: G18 section 3.2.1 and A.1.
+    """
+    _checked(points, _names(points))
+    return Path(tuple(Mix((p, q), linear_basis) for p, q in zip(points[:-1], points[1:], strict=True)))
+
+
+def bezier(points: Sequence[Weights]) -> Path:
+    """Return the Bezier curve with the given control points, ends included.
+
+    Raises:
+        ValueError: if there are fewer than two points, or they do not match.
+
+    Source: G18 section 3.2.2 and A.1.
+    """
+    bends = len(_checked(points, _names(points))) - 2
+    return Path((Mix(tuple(points), lambda s: bezier_basis(s, bends)),))
+
+
+def through_origin(a: Weights, b: Weights, powers: Mapping[str, int]) -> Path:
+    """Return the trivial curve from `a` to `b` through the origin: two legs, factor 1 -> 0 on `a`, then 0 -> 1 on `b`.
+
+    A ReLU network without normalisation computes factor^n times its logits on it, so that its predicted classes do not
+    change (but at the origin itself): connection for free, and nothing gained.
+
+    Args:
+        a, b: the ends.
+        powers: parameter name -> exponent: 1 for weights, the layer's depth i for biases (`layers.depths`).
+
+    Raises:
+        ValueError: if the ends do not match or a parameter has no power.
+
+    Source: G18 A.6: W_i(t) = t W_i, b_i(t) = t^i b_i.
+    """
+    _checked((a, b), ("a", "b"))
+    if missing := sorted(a.keys() - powers.keys()):
+        raise ValueError(f"powers must give an exponent for every parameter, got none for {missing}")
+    return Path((Powers(a, powers, lambda s: 1 - s), Powers(b, powers, lambda s: s)))
+
+
+def join(*paths: Path) -> Path:
+    """Return the paths one after the other; every leg has an equal share of t.
+
+    Raises:
+        ValueError: if a path does not start where the one before it ends, to 1e-6 of the point's norm.
+    """
+    for i, (first, second) in enumerate(zip(paths[:-1], paths[1:], strict=True)):
+        end, start = first.point(1.0), second.point(0.0)
+        gap, size = distance(end, start), distance(end, {k: torch.zeros_like(v) for k, v in end.items()})
+        if gap > 1e-6 * max(size, 1e-30):
+            raise ValueError(f"paths[{i + 1}] must start where paths[{i}] ends, got a jump of {gap:.2g} (norm {size:.2g})")
+    return Path(tuple(leg for path in paths for leg in path.legs))
+
+

@@ -1,0 +1,111 @@
+"""Named recipes, and networks that are trained once and then read from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, nn
+from tqdm import tqdm
+
+from lossland.errors import choose
+from lossland.families import Family, point
+from lossland.models import build, initial_weights
+from lossland.store import Checkpoint, Store
+from lossland.tasks import Task
+from lossland.training import VERSION, Recipe, fit
+from lossland.weights import Weights, from_vector, to_vector
+
+RECIPES: dict[str, Recipe] = {
+    # 1,297 images of 8 x 8: about 1,200 steps, a second or two on one core
+    "digits": Recipe(epochs=30, lr=0.1, batch_size=32, weight_decay=1e-4),
+    "ay20-mnist": Recipe(epochs=30, lr=0.01, weight_decay=1e-4),
+    "ay20-cifar10": Recipe(epochs=400, lr=0.01, weight_decay=1e-4),
+    "g18-vgg16": Recipe(epochs=200, lr=0.05, weight_decay=5e-4),
+    "g18-preresnet": Recipe(epochs=150, lr=0.1, weight_decay=3e-4),
+    "w21-cifar10": Recipe(epochs=160, lr=0.1, weight_decay=1e-4, schedule="cosine", warmup=5),
+}
+"""Named recipes: AY20 section 5 and its released settings; G18 and its released settings; W21 section 4."""
+
+
+def network(task: Task, model: str, **sizes: Any) -> nn.Module:
+    """Return the named network for the images and classes of a task: a skeleton without weights (see `models.build`)."""
+    return build(model, task.input_shape, task.classes, **sizes)
+
+
+def recipe_for(task: Task, **changes: Any) -> Recipe:
+    """Return the papers' recipe for a task: AY20's for MNIST-like and CIFAR-like images, our short one for the digits.
+
+    Args:
+        task: images of one channel take 30 epochs, of three channels 400.
+        **changes: fields of `Recipe` to replace; 0 and None keep the recipe's value.
+    """
+    name = "digits" if task.name == "digits" else "ay20-mnist" if task.input_shape[0] == 1 else "ay20-cifar10"
+    fields = asdict(RECIPES[name])
+    for key, value in changes.items():
+        choose("field of the recipe", key, fields)
+        if value not in (0, None) or isinstance(value, bool):
+            fields[key] = value
+    return Recipe(**fields)
+
+
+def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any], seed: int = 0,
+            store: Store | None = None, progress: bool = False) -> Family:
+    """Return the trained family, read from the store where this very recipe has been trained before.
+
+    Args:
+        family: control points to start from; their values belong to the recipe through `name`, which must determine them.
+        net: the network.
+        task: data; its content hash belongs to the recipe.
+        recipe: epochs, learning rate, decay.
+        name: JSON values that determine network and starting points, such as model, sizes and seeds.
+        seed: of batches, augmentation and sampled members.
+        store: where to look and keep; None: the default store.
+        progress: show a line.
+
+    Returns:
+        The family on the task's device. A run that was cut off continues from its last epoch.
+    """
+    facts = {"name": dict(name), "kind": family.kind, "points": len(family.points), "task": task.fingerprint,
+             "recipe": asdict(recipe), "seed": seed, "training": VERSION, "device": task.train.images.device.type}
+
+    def make(checkpoint: Checkpoint) -> Weights:
+        done = fit(net, family, task, recipe, seed=seed, progress=progress, checkpoint=checkpoint)
+        checkpoint.record.update(task=task.name, history=done.history.to_dict("records"))
+        return {f"point{i}": to_vector(p).cpu() for i, p in enumerate(done.family.points)}
+
+    tensors = (store or Store()).fetch(facts, make).tensors
+    device = task.train.images.device
+    return family.with_points([from_vector(tensors[f"point{i}"].to(device), like=p) for i, p in enumerate(family.points)])
+
+
+def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | None = None, store: Store | Path | str | None = None,
+              progress: bool = False, **sizes: Any) -> list[Weights]:
+    """Return independently trained networks: trained once, then read from the store.
+
+    Args:
+        task: data set.
+        model: name of a network (`models.MODELS`).
+        seeds: one network per seed; a seed decides initial weights, batch order and augmentation.
+        recipe: how to train; None: `recipe_for(task)`.
+        store: a store or its folder; None: the default store.
+        progress: show a line per network.
+        **sizes: of the network.
+
+    Raises:
+        ValueError: for an unknown model, or no seeds.
+
+    Source: AY20 section 5: independent initialisations and data orders.
+    """
+    if not len(seeds):
+        raise ValueError("seeds must hold at least one seed, got none")
+    net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
+    place = store if isinstance(store, Store) else Store(store)
+    found = []
+    for seed in tqdm(seeds, desc=f"{model} end points", unit="net", disable=not progress):
+        start = initial_weights(net, Generator().manual_seed(seed), device=task.train.images.device, dtype=recipe.dtype)
+        name = {"model": model, "sizes": {key: value for key, value in sizes.items()}, "seed": seed}
+        found.append(trained(point(start), net, task, recipe, name=name, seed=seed, store=place, progress=progress).points[0])
+    return found

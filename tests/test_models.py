@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.testing import assert_close
+
+from lossland import models
+from lossland.batchnorm import fresh_buffers
+from lossland.weights import count, skeleton
+
+PAPER_SIZES = [  # name, inputs, parameters, where the number comes from
+    ("mlp", (1, 28, 28), 784 * 2000 + 2000 + 2000 * 10 + 10, "AY20: 2000 units"),
+    ("fc3", (3, 32, 32), 3072 * 6144 + 6144 * 2000 + 2000 * 10, "AY20 Table 4: 6144-2000, no biases"),
+    ("fc7", (3, 32, 32), 3072 * 6144 + 6144 * 2000 + 2000 * 1000 + 3 * 1000**2 + 1000 * 10, "AY20 Table 4"),
+    ("conv2fc1", (3, 32, 32), 32 * (75 + 1) + 64 * (800 + 1) + 3136 * 10 + 10, "AY20: 3136 neurons"),
+    ("cresnet20", (3, 32, 32), 272_464, "W21's released network"),
+]
+
+
+@pytest.mark.parametrize("name, inputs, parameters, source", PAPER_SIZES)
+def test_default_sizes_are_the_papers(name, inputs, parameters, source):
+    assert sum(p.numel() for p in models.build(name, inputs, 10).parameters()) == parameters, source
+
+
+def test_preresnet110_has_110_weight_layers_and_two_shortcuts():
+    layers = models.build("preresnet110", (3, 32, 32), 10).layers()
+    assert len(layers) == 110 + 2 and sum(layer.module.endswith("shortcut") for layer in layers) == 2
+
+
+@pytest.mark.parametrize("name, inputs", [("vgg16", (3, 32, 32)), ("vgg16", (1, 8, 8)), ("cresnet20", (1, 8, 8)),
+                                          ("conv2fc1", (1, 8, 8)), ("preresnet20", (3, 32, 32)), ("fc5", (1, 8, 8))])
+def test_networks_run_on_small_and_large_images(name, inputs):
+    sizes = {"conv2fc1": {"channels": (2, 3)}, "fc5": {"first": 4, "second": 4, "rest": 4}}.get(name, {"channels": 2})
+    net = models.build(name, inputs, 7, **sizes)
+    weights = models.initial_weights(net, torch.Generator().manual_seed(0))
+    images = torch.randn(2, *inputs)
+    outputs = functional_call(skeleton(net), (weights, fresh_buffers(net, images)), (images,))
+    assert outputs.shape == (2, 7) and bool(outputs.isfinite().all())
+
+
+def test_initial_weights_have_the_stated_distributions():
+    net = models.build("conv2fc1", (3, 32, 32), 10)
+    drawn = models.initial_weights(net, torch.Generator().manual_seed(0))
+    assert_close(drawn["convs.1.weight"].std(), torch.tensor(math.sqrt(2 / (64 * 25))), rtol=0.02, atol=0)
+    assert drawn["convs.0.bias"].abs().max() == 0
+    bound = 1 / math.sqrt(3136)
+    assert 0.99 * bound < drawn["head.0.weight"].abs().max() <= bound
+    assert_close(drawn["head.0.weight"].std(), torch.tensor(bound / math.sqrt(3)), rtol=0.02, atol=0)
+
+
+def test_initial_weights_depend_on_the_generator_alone():
+    net = models.build("mlp", (1, 8, 8), 10, width=5)
+    state = torch.get_rng_state()
+    first, again, other = (models.initial_weights(net, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first["linear.0.weight"], other["linear.0.weight"])
+    assert torch.equal(state, torch.get_rng_state())
+    assert count(first) == 64 * 5 + 5 + 50 + 10
+
+
+def test_a_module_whose_initialisation_is_unknown_is_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(TypeError, match="Odd at '0'"):
+        models.initial_weights(nn.Sequential(Odd()), torch.Generator())
+
+
+def test_bad_choices_name_the_nearest_valid_one():
+    with pytest.raises(ValueError, match="did you mean 'vgg16'"):
+        models.build("vgg", (3, 32, 32), 10)
+    with pytest.raises(ValueError, match="at least 7 x 7 pixels"):
+        models.build("conv2fc1", (1, 6, 6), 10)
+    with pytest.raises(ValueError, match="widths"):
+        models.build("mlp", (1, 8, 8), 10, width=0)

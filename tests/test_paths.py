@@ -1,0 +1,143 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lossland import paths
+from lossland.weights import Weights, distance
+
+
+def point(seed: int) -> Weights:
+    g = torch.Generator().manual_seed(seed)
+    return {"w": torch.randn(4, 3, generator=g), "b": torch.randn(4, generator=g)}
+
+
+A, B, C, D = (point(i) for i in range(4))
+POWERS = {"w": 1, "b": 2}
+PATHS = {
+    "segment": paths.segment(A, B),
+    "arc": paths.arc(A, B, C),
+    "chain": paths.chain([A, C, D, B]),
+    "bezier": paths.bezier([A, C, D, B]),
+    "trivial": paths.through_origin(A, B, POWERS),
+    "joined": paths.join(paths.arc(A, C, D), paths.segment(C, B)),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_ends_are_exact_to_the_last_bit(name):
+    path = PATHS[name]
+    assert_close(path.point(0.0), A, rtol=0, atol=0)
+    assert_close(path.point(1.0), B, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_are_continuous_across_legs(name):
+    path = PATHS[name]
+    for boundary in torch.arange(len(path.legs) + 1, dtype=torch.float64) / len(path.legs):
+        near = [min(1.0, max(0.0, float(boundary) + e)) for e in (-1e-7, 1e-7)]
+        assert distance(path.point(near[0]), path.point(near[1])) < 1e-4
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_batched_points_equal_single_ones_in_any_order(name):
+    path, t = PATHS[name], torch.tensor([0.9, 0.1, 0.5, 0.0, 1.0, 1 / 3, 0.77], dtype=torch.float64)
+    stacked = path(t)
+    for i, value in enumerate(t.tolist()):
+        single = path.point(value)
+        for key in single:
+            assert_close(stacked[key][i], single[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per_leg", [2, 3, 7, 61])
+def test_a_grid_contains_every_leg_boundary(per_leg):
+    for path in PATHS.values():
+        t, legs = path.grid(per_leg), len(path.legs)
+        assert len(t) == legs * (per_leg - 1) + 1
+        leg, s = path.locate(t)
+        assert int((s == 0).sum()) == legs and s[-1] == 1 and leg[-1] == legs - 1
+
+
+@pytest.mark.parametrize("bends", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("basis", [paths.bezier_basis, paths.chain_basis])
+def test_bases_add_up_to_one_and_start_and_end_at_the_ends(basis, bends):
+    s = torch.linspace(0, 1, 23, dtype=torch.float64)
+    c = basis(s, bends)
+    assert c.shape == (23, bends + 2) and bool((c >= 0).all())
+    assert_close(c.sum(-1), torch.ones(23, dtype=torch.float64))
+    assert torch.equal(c[0], torch.eye(bends + 2, dtype=torch.float64)[0])
+    assert torch.equal(c[-1], torch.eye(bends + 2, dtype=torch.float64)[-1])
+
+
+def test_bezier_is_de_casteljaus_construction():
+    points, t = [A, C, D, B], 0.3
+    level = [p["w"].double() for p in points]
+    while len(level) > 1:
+        level = [(1 - t) * p + t * q for p, q in zip(level[:-1], level[1:])]
+    assert_close(paths.bezier(points).point(t)["w"].double(), level[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bends", [1, 2, 3])
+def test_a_chain_of_legs_equals_the_chain_basis(bends):
+    points, t = [point(i) for i in range(bends + 2)], torch.linspace(0, 1, 25, dtype=torch.float64)
+    legs = paths.chain(points)(t)
+    whole = paths.Mix(tuple(points), lambda s: paths.chain_basis(s, bends))(t)
+    assert_close(legs, whole)
+
+
+def test_arc_keeps_the_covariance_that_a_segment_squeezes():
+    s = torch.linspace(0, 1, 11, dtype=torch.float64)
+    cos, sin, _ = paths.arc_basis(s).unbind(-1)
+    assert_close(cos**2 + sin**2, torch.ones_like(s))  # Prop. 1
+    first, second = paths.linear_basis(s).unbind(-1)
+    assert_close(first**2 + second**2, (1 - s) ** 2 + s**2)
+    assert float((first**2 + second**2).min()) == 0.5
+
+
+def test_the_arc_of_a_lone_bias_is_a_time_warped_segment():
+    mean = {key: (A[key] + B[key]) / 2 for key in A}
+    s = torch.linspace(0, 1, 9, dtype=torch.float64)
+    warped = (1 - torch.cos(s * math.pi / 2) + torch.sin(s * math.pi / 2)) / 2
+    assert_close(paths.arc(A, B, mean)(s), paths.segment(A, B)(warped), rtol=1e-5, atol=1e-6)
+
+
+def test_the_trivial_curve_passes_the_origin_with_the_stated_powers():
+    path = PATHS["trivial"]
+    assert all(value.abs().max() == 0 for value in path.point(0.5).values())
+    quarter = path.point(0.25)
+    assert_close(quarter["w"], A["w"] / 2)
+    assert_close(quarter["b"], A["b"] / 4)
+
+
+def test_length_of_a_segment_is_its_chord_and_of_a_chain_the_sum():
+    assert paths.segment(A, B).length() == pytest.approx(distance(A, B), rel=1e-5)
+    assert paths.chain([A, C, B]).length(5) == pytest.approx(distance(A, C) + distance(C, B), rel=1e-5)
+
+
+def test_length_of_a_quarter_circle():
+    x, y, zero = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}, {"w": torch.zeros(2)}
+    assert paths.arc(x, y, zero).length(400) == pytest.approx(math.pi / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("t", [-0.01, 1.01, float("nan")])
+def test_t_outside_the_unit_interval_is_refused(t):
+    with pytest.raises(ValueError, match="t must lie in \\[0, 1\\], got"):
+        PATHS["segment"].point(t)
+
+
+def test_bad_paths_are_refused_by_name():
+    with pytest.raises(ValueError, match="'w' is \\(4, 3\\) in a and \\(2, 3\\) in b"):
+        paths.segment(A, {**B, "w": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match="centre must be finite"):
+        paths.arc(A, B, {**C, "b": torch.full((4,), float("nan"))})
+    with pytest.raises(ValueError, match="at least the two ends, got 1"):
+        paths.chain([A])
+    with pytest.raises(ValueError, match="paths\\[1\\] must start where paths\\[0\\] ends, got a jump"):
+        paths.join(paths.segment(A, B), paths.segment(C, D))
+    with pytest.raises(ValueError, match="got none for \\['b'\\]"):
+        paths.through_origin(A, B, {"w": 1})
+    with pytest.raises(ValueError, match="bends must be >= 0, got -1"):
+        paths.bezier_basis(torch.tensor([0.5]), -1)
+    with pytest.raises(ValueError, match="per_leg must be >= 2"):
+        PATHS["segment"].grid(1)
