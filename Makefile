@@ -1,0 +1,89 @@
+# `make help` lists the commands. Nothing is needed but Python 3.11 or newer, pip and make.
+#   PYTHON=python3.12   the Python that the virtual environment is made with
+#   PY=python           use this Python as it is and install nothing (a conda environment, for example)
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+ifeq ($(origin PY),undefined)
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+else
+INSTALLED :=
+endif
+
+SCALE ?= laptop
+PARAMS ?=
+STRICT ?=
+export LOSSLAND_STORE ?= $(CURDIR)/_build/store
+export JUPYTER_PREFER_ENV_PATH := 1
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+
+PACKAGE := $(shell find lossland -name '*.py' 2>/dev/null)
+CHAPTERS := $(wildcard book/chapters/[0-9]*.ipynb)
+PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
+VERSIONS := pyproject.toml constraints.txt
+
+.PHONY: help book test lab run edition notebooks clean fresh unit-tests notebook-tests site-tests
+
+help:  ## list the commands
+	@echo "make COMMAND, where COMMAND is one of"
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or say PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "lossland needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) -V): say for example make PYTHON=python3.12 book"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv. Or use a Python that has it: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VERSIONS) | $(VENV)/bin/python
+	$(PY) -m pip install --disable-pip-version-check -e '.[book,test]' -c constraints.txt
+	@touch $@
+
+_build/.book: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(PAGES) book/_tools/build_book.py
+	@mkdir -p _build && rm -f $@
+	$(PY) book/_tools/build_book.py $(if $(STRICT),--strict) $(if $(FRESH),--fresh)
+	@touch $@
+
+book: _build/.book  ## execute what changed, render the book, say where the page is
+	@$(PY) book/_tools/build_book.py --summary
+
+fresh: $(INSTALLED)  ## build the book from scratch; every warning is an error
+	@mkdir -p _build && rm -f _build/.book
+	$(PY) book/_tools/build_book.py --strict --fresh
+	@touch _build/.book
+
+test: unit-tests notebook-tests site-tests  ## unit tests, the notebooks, the site checks
+
+unit-tests: $(INSTALLED)
+	$(ONE_THREAD) $(PY) -m pytest tests --ignore=tests/notebooks --ignore=tests/site
+
+notebook-tests: unit-tests _build/.nbval
+	$(ONE_THREAD) $(PY) -m pytest tests/notebooks
+
+_build/.nbval: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS)
+	@mkdir -p _build
+	$(ONE_THREAD) $(PY) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider book/chapters
+	@touch $@
+
+site-tests: notebook-tests _build/.book
+	$(ONE_THREAD) $(PY) -m pytest tests/site
+
+run: $(INSTALLED)  ## re-run one chapter: make run CHAPTER=02 SCALE=laptop [PARAMS=file.yml]
+	@$(PY) book/_tools/run_chapter.py "$(CHAPTER)" --scale "$(SCALE)" $(if $(PARAMS),--params "$(PARAMS)")
+
+edition: $(INSTALLED)  ## re-run every chapter and render your own book: make edition SCALE=laptop [PARAMS=file.yml] [NAME=mine]
+	@$(PY) book/_tools/build_edition.py --scale "$(SCALE)" $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
+
+notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
+	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py $(if $(ALL),--all)
+
+lab: $(INSTALLED)  ## open the chapters in JupyterLab
+	$(PY) -m jupyterlab --notebook-dir=book/chapters
+
+clean:  ## delete what was built (runs/ and .venv stay)
+	rm -rf _build .pytest_cache lossland.egg-info
+	find lossland tests book -name __pycache__ -type d -prune -exec rm -rf {} +
