@@ -13,7 +13,7 @@ else
 INSTALLED :=
 endif
 
-SCALE ?= laptop
+SCALE ?=
 PARAMS ?=
 STRICT ?=
 export LOSSLAND_STORE ?= $(CURDIR)/_build/store
@@ -73,10 +73,10 @@ site-tests: notebook-tests _build/.book
 	$(ONE_THREAD) $(PY) -m pytest tests/site
 
 run: $(INSTALLED)  ## re-run one chapter: make run CHAPTER=02 SCALE=laptop [PARAMS=file.yml]
-	@$(PY) book/_tools/run_chapter.py "$(CHAPTER)" --scale "$(SCALE)" $(if $(PARAMS),--params "$(PARAMS)")
+	@$(PY) book/_tools/run_chapter.py "$(CHAPTER)" $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)")
 
 edition: $(INSTALLED)  ## re-run every chapter and render your own book: make edition SCALE=laptop [PARAMS=file.yml] [NAME=mine]
-	@$(PY) book/_tools/build_edition.py --scale "$(SCALE)" $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
+	@$(PY) book/_tools/build_edition.py $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
 
 notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
 	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py $(if $(ALL),--all)

@@ -69,7 +69,14 @@ class AccessibleTables(SphinxPostTransform):
                     raw.rawsource = ""
 
 
+def plain_citation_list(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Take the role "list" from the list of citations: its entries have a role of their own, which no list may hold."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the transform."""
+    """Register the transform and the handler."""
     app.add_post_transform(AccessibleTables)
+    app.connect("html-page-context", plain_citation_list)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

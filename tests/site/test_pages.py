@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import PHONE
+from offline_browser import PHONE
 
 
 def test_page_asks_nothing_of_the_network(visit, page):

@@ -1,0 +1,13 @@
+// A formula or a block that is wider than its frame scrolls; the keyboard must reach it.
+(function () {
+  function reach() {
+    document.querySelectorAll("mjx-container[display], .math, main pre, .cell_output .output").forEach(function (frame) {
+      if (frame.scrollWidth > frame.clientWidth + 1) frame.setAttribute("tabindex", "0");
+    });
+  }
+  window.addEventListener("load", function () {
+    const startup = window.MathJax && MathJax.startup && MathJax.startup.promise;
+    Promise.resolve(startup).then(reach);
+  });
+  window.addEventListener("resize", reach);
+})();
