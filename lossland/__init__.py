@@ -1,0 +1,33 @@
+"""How minima of neural networks are connected: paths, curves and subspaces in weight space.
+
+Weights are values, a path maps t to weights, a family is control points times a basis.
+
+Examples:
+    >>> import lossland as ll
+    >>> task = ll.load_task("digits")
+    >>> net = ll.network(task, "mlp", width=100)
+    >>> a, b = ll.endpoints(task, "mlp", width=100, seeds=(1, 2))  # doctest: +SKIP
+    >>> ll.evaluate(net, ll.segment(a, b), task).groupby("split").accuracy.min()  # doctest: +SKIP
+"""
+
+from lossland.evaluation import evaluate, plane, predict
+from lossland.families import Family, bezier, chain, line, point, simplex
+from lossland.figures import plot_path, plot_plane
+from lossland.layers import Layer, permute, verify
+from lossland.metrics import along, barrier
+from lossland.neurons import pooled_centre
+from lossland.paths import Path, arc, join, segment, through_origin
+from lossland.recipes import endpoints, network, recipe_for, trained
+from lossland.store import Store
+from lossland.tasks import Task
+from lossland.training import Recipe, fit
+from lossland.weights import Weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "along", "arc", "barrier", "bezier", "chain", "endpoints",
+    "evaluate", "fit", "join", "line", "load_task", "network", "permute", "plane", "plot_path", "plot_plane", "point",
+    "pooled_centre", "predict", "recipe_for", "results_table", "segment", "simplex", "slider", "table", "through_origin",
+    "trained", "verify",
+]

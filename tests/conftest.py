@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from lossland.tasks import Split, Task
+
+torch.set_num_threads(1)
+
+
+def blobs(n: int, seed: int, shape: tuple[int, int, int] = (1, 4, 4), classes: int = 3) -> Split:
+    """Images whose brightest block tells the class, with noise."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    images = torch.randint(0, 120, (n, *shape), generator=g, dtype=torch.uint8)
+    rows = shape[1] // classes or 1
+    for c in range(classes):
+        images[labels == c, :, c * rows : (c + 1) * rows] += 100
+    order = torch.randperm(n, generator=g)
+    return Split(images[order], labels[order])
+
+
+def make_task(shape: tuple[int, int, int] = (1, 4, 4), train: int = 96, test: int = 41, classes: int = 3) -> Task:
+    channels = shape[0]
+    return Task(name="blobs", train=blobs(train, 0, shape, classes), test=blobs(test, 1, shape, classes), validation=None,
+                classes=classes, scale=255.0, mean=(0.0,) * channels, std=(1.0,) * channels, augment="none", note="made here",
+                fingerprint=f"blobs-{shape}-{train}-{test}-{classes}")
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    return make_task()
