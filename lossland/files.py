@@ -19,6 +19,11 @@ class Corrupt(Exception):
     """A file is not what was written there."""
 
 
+def cache_folder() -> Path:
+    """Return the folder for files that can be made again: ``$XDG_CACHE_HOME/lossland``, else ``~/.cache/lossland``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lossland"
+
+
 def plain(value: Any, where: str) -> Any:
     """Return the value made of JSON types only, tuples as lists.
 

@@ -24,15 +24,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from lossland.files import (Corrupt, canonical, copied, opened_record, pack, plain, sealed, sealed_record, set_aside,
-                            unpack, unsealed, write_whole)
+from lossland.files import (Corrupt, cache_folder, canonical, copied, opened_record, pack, plain, sealed, sealed_record,
+                            set_aside, unpack, unsealed, write_whole)
 
 WEIGHTS, RECORD, CHECKPOINT = "weights.safetensors", "record.json", "checkpoint.safetensors"
-
-
-def cache_folder() -> Path:
-    """Return the folder for files that can be made again: ``$XDG_CACHE_HOME/lossland``, else ``~/.cache/lossland``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lossland"
 
 
 @dataclass(frozen=True)
