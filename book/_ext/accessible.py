@@ -40,6 +40,8 @@ def accessible_tables(html: str, caption: str | None) -> str:
             heading.string = caption
             table.insert(0, heading)
         scope_headers(soup, table)
+        if table.find_parent(attrs={"tabindex": "0"}):
+            continue
         label = table.caption.get_text(" ", strip=True) if table.caption else "Table"
         frame = {"class": "table-scroll", "role": "region", "tabindex": "0", "aria-label": label}
         table.wrap(soup.new_tag("div", attrs=frame))

@@ -35,10 +35,10 @@ def small_png(data: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii") + "\n"
 
 
-def normalise_output(output: NotebookNode) -> NotebookNode:
-    """Return an output without counters and with a small picture."""
+def normalise_output(output: NotebookNode, count: int) -> NotebookNode:
+    """Return an output with its cell's number and with a small picture."""
     if "execution_count" in output:
-        output["execution_count"] = None
+        output["execution_count"] = count
     data = output.get("data", {})
     if "image/png" in data:
         data["image/png"] = small_png(data["image/png"])
@@ -61,9 +61,9 @@ def normalise(notebook: NotebookNode, stamp: str) -> NotebookNode:
     """Return the notebook with nothing in it that changes from run to run, and with its source stamp."""
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key not in PASSING}
-        if cell.cell_type == "code":
-            cell.execution_count = None
-            cell.outputs = [normalise_output(output) for output in merged_streams(cell.outputs)]
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = count  # nbval takes a cell with outputs and no number for one that was not run
+        cell.outputs = [normalise_output(output, count) for output in merged_streams(cell.outputs)]
     kept = {key: value for key, value in notebook.metadata.items() if key not in ("papermill", "widgets")}
     notebook.metadata = {**kept, "kernelspec": KERNEL, "language_info": {"name": "python"}, "lossland": {"stamp": stamp}}
     notebook.nbformat, notebook.nbformat_minor = 4, 5

@@ -165,8 +165,9 @@ def test_outputs_hold_no_widget_no_warning_no_error_no_address(notebook):
 
 def test_outputs_are_normalised(notebook):
     passing = {"execution", "ExecuteTime", "papermill"}
-    assert not [cell.id for cell in code_cells(notebook) if cell.execution_count is not None]
-    assert not [cell.id for cell, output in outputs(notebook) if output.get("execution_count") is not None]
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    assert not [cell.id for cell, output in outputs(notebook)
+                if output.get("execution_count", cell.execution_count) != cell.execution_count]
     assert not [cell.id for cell in notebook.cells if passing & set(cell.metadata)]
     assert notebook.metadata.kernelspec.name == "python3"
 

@@ -16,8 +16,7 @@ from offline_browser import ARGUMENTS, DESK, HTML, TYPESET, Visit, look, pages
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes `page` every page."""
     if "page" in metafunc.fixturenames:
-        metafunc.parametrize("page", pages() or [pytest.param("", marks=pytest.mark.xfail(run=False, strict=True,
-                             reason="the book is not built: make book"))])
+        metafunc.parametrize("page", pages() or ["no-page"])  # without pages `built_book` fails every test
 
 
 @pytest.fixture(scope="session", autouse=True)
