@@ -63,8 +63,13 @@ def literal_and_plain(text: str) -> str:
     Our docstrings are written for the terminal, where |a - b| is an absolute value and no substitution.
     """
     text = re.sub(r"(?<![`:\w\\])`(?!`)([^`]+?)`(?![`_])", r"``\1``", text)
-    text = re.sub(r"(``[^`]+?``)(?=\w)", r"\1\\ ", text)  # "``Layer``s" would not end the literal
-    return re.sub(r"``.+?``|\\.|\|", lambda match: match[0] if len(match[0]) > 1 else r"\|", text, flags=re.S)
+    return re.sub(r"(?P<literal>``.+?``)(?P<end>(?=\w))?|\\.|\|", _token, text, flags=re.S)
+
+
+def _token(match: re.Match[str]) -> str:
+    if match["literal"]:
+        return match["literal"] + (r"\ " if match["end"] is not None else "")  # "``Layer``s" would not end the literal
+    return r"\|" if match[0] == "|" else match[0]
 
 
 def adapt_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

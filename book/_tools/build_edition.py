@@ -42,9 +42,15 @@ def run_one(chapter: Path, output: Path, parameters: dict[str, Any], root: Path)
     return f"{time.monotonic() - started:.1f} s"
 
 
+def _listed(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
+
+
 def banner(parameters: dict[str, Any]) -> str:
     """Return the HTML that stands on top of every page of an edition."""
-    listed = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+    shared = {name: value for name, value in parameters.items() if not isinstance(value, dict)}
+    own = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+    listed = "; ".join([_listed({"scale": None, **shared}), *(f"chapter {name}: {_listed(own[name])}" for name in own)])
     date = datetime.date.today().isoformat()
     return f'<p class="edition">Personal edition of {date}: {html.escape(listed)}</p>'
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from build_book import environment, forget
-from build_edition import build
+from build_edition import banner, build
 from chapters import ROOT, find_chapter, read, read_parameters
 from papermill import PapermillExecutionError
 from run_chapter import assign, chosen, execute
@@ -67,6 +67,11 @@ def test_edition_keeps_finished_chapters_and_says_its_parameters_on_every_page(t
     assert "kept" in capfd.readouterr().out
     assert build(tmp_path, folder, {"scale": "tiny", "seed": 6}) == 0
     assert "kept" not in capfd.readouterr().out
+
+
+def test_banner_says_the_scale_first_and_names_chapters():
+    text = banner({"seed": 3, "02": {"epochs": 2}, "scale": "tiny", "dataset": "<b>"})
+    assert "scale = tiny, seed = 3, dataset = &lt;b&gt;; chapter 02: epochs = 2" in text
 
 
 def test_edition_with_a_failing_chapter_is_not_rendered(tmp_path, capfd, monkeypatch):

@@ -50,6 +50,7 @@ def test_api_page_lists_modules_after_what_they_import(package):
     ("one `Layer` here", "one ``Layer`` here"),
     ("a list of `Layer`s", r"a list of ``Layer``\ s"),
     ("``already`` so", "``already`` so"),
+    ("``value`` is one, or ``value`` itself", "``value`` is one, or ``value`` itself"),
     (":func:`mix` and `x`", ":func:`mix` and ``x``"),
     ("mean |a - b| and `a | b`", r"mean \|a - b\| and ``a | b``"),
 ])
