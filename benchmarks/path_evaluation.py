@@ -64,7 +64,9 @@ def main() -> None:
     args = parser.parse_args()
     task = random_task(*args.images, tuple(args.shape), args.device)
     net = build("mlp", tuple(args.shape), 10, width=args.width)
-    ends = tuple(initial_weights(net, torch.Generator().manual_seed(seed), device=args.device) for seed in (1, 2))
+    # Four times the initial weights: logits as large as those of a trained network
+    ends = tuple({key: 4 * value for key, value in initial_weights(net, torch.Generator().manual_seed(seed), device=args.device).items()}
+                 for seed in (1, 2))
     t = torch.arange(args.points, dtype=torch.float64) / (args.points - 1)
     before = peak_gib()
     evaluate(net, segment(*ends), task, points=args.points)

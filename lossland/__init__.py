@@ -18,8 +18,10 @@ from lossland.metrics import along, barrier
 from lossland.neurons import pooled_centre
 from lossland.paths import Path, arc, join, segment, through_origin
 from lossland.recipes import endpoints, network, recipe_for, trained
+from lossland.slider import slider
 from lossland.store import Store
-from lossland.tasks import Task
+from lossland.tables import results_table, table
+from lossland.tasks import Task, load_task
 from lossland.training import Recipe, fit
 from lossland.weights import Weights
 

@@ -68,7 +68,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
         progress: show a line.
 
     Returns:
-        Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path].
+        Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path], norm
+        [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
         `attrs` says how: grid (number of t), task, way ("fused", "shared first layer", "one by one").
 
     Raises:
@@ -82,7 +83,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     leg, s = path.locate(t)
     chosen = _check_split(task, splits)
     start, function = path.point(0.0), Stateless(net, task)
-    away, ways = torch.zeros(len(t), dtype=torch.float64), set()
+    away, norm, ways = torch.zeros(len(t), dtype=torch.float64), torch.zeros(len(t), dtype=torch.float64), set()
     totals = {name: Sums.zeros(len(t)) for name in chosen}
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
         for number in leg.unique().tolist():
@@ -90,7 +91,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
             piece = path.legs[number]
             if isinstance(piece, Mix):
                 mixtures, c = Mixtures(net, task, piece.points), piece.basis(s[where])
-                away[where] = mixtures.distances(c, start)
+                away[where], norm[where] = mixtures.distances(c, start), mixtures.distances(c, None)
                 for name, split in chosen.items():
                     mixtures.add(totals[name], where, c, split, bar.update)
                 ways.add(mixtures.way)
@@ -98,7 +99,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
             ways.add("one by one")
             for row in where.tolist():
                 weights = at(piece(s[row : row + 1]), 0)
-                away[row] = distance(start, weights)
+                away[row], norm[row] = distance(start, weights), inner(weights, weights) ** 0.5
                 for name, split in chosen.items():
                     add_point(totals[name], row, function, weights, split)
                 bar.update(len(chosen))
@@ -106,7 +107,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     for name, split in chosen.items():
         _check_sums(totals[name], t, name)
         tables.append(pd.DataFrame({"t": t.numpy(), "leg": leg.numpy(), "split": name, **totals[name].columns(len(split)),
-                                    "distance": away.numpy()}))
+                                    "distance": away.numpy(), "norm": norm.numpy()}))
     table = pd.concat(tables).sort_values("t", kind="stable", ignore_index=True)
     table.attrs.update(grid=len(t), task=task.name, way=" + ".join(sorted(ways)))
     return table
@@ -140,7 +141,8 @@ def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int 
         progress: show a line.
 
     Returns:
-        One row per cell: x, y [l2 distance in weight space], nll [nats], accuracy, ece [fractions].
+        One row per cell: x, y [l2 distance in weight space], nll [nats], accuracy, ece [fractions], norm [l2 of all
+        weights; nll + 1/2 * weight_decay * norm^2 is the loss of G18's planes].
         `attrs["points"]`: name -> (x, y).
 
     Raises:
@@ -164,12 +166,13 @@ def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int 
     (width, _), (shift, height) = where[1].tolist(), where[2].tolist()
     third = spots[:, 1] / height
     second = (spots[:, 0] - third * shift) / width
+    c = torch.stack([1 - second - third, second, third], 1)
     mixtures, sums = Mixtures(net, task, three), Sums.zeros(len(spots))
     with tqdm(total=len(spots), desc="plane", unit="cell", disable=not progress) as bar:
-        mixtures.add(sums, torch.arange(len(spots)), torch.stack([1 - second - third, second, third], 1), task.split(split),
-                     bar.update)
+        mixtures.add(sums, torch.arange(len(spots)), c, task.split(split), bar.update)
     _check_sums(sums, spots, split)
-    table = pd.DataFrame({"x": spots[:, 0].numpy(), "y": spots[:, 1].numpy(), **sums.columns(len(task.split(split)))})
+    table = pd.DataFrame({"x": spots[:, 0].numpy(), "y": spots[:, 1].numpy(), **sums.columns(len(task.split(split))),
+                          "norm": mixtures.distances(c, None).numpy()})
     table.attrs.update(points={name: tuple(xy) for name, xy in zip(points, where.tolist(), strict=True)}, task=task.name,
                        split=split, way=mixtures.way)
     return table

@@ -203,7 +203,8 @@ def _spread(frame: pd.DataFrame, metric: str, split: str, name: str, log: bool) 
     return spread
 
 
-def _draw_spread(axes: Axes, spread: pd.DataFrame, label: str, *, band: str, number: int, which: int, splits: int) -> None:
+def _draw_spread(axes: Axes, spread: pd.DataFrame, label: str, *, band: str, number: int, which: int,
+                 splits: int) -> None:
     colour, dash = COLOURS[number % len(COLOURS)], DASHES[(number if splits == 1 else which) % len(DASHES)]
     axes.plot(spread.index, spread["mean"], color=colour, ls=dash, lw=2, marker=MARKERS[number % len(MARKERS)], ms=5.5,
               markevery=(0.03 * (1 + number % 5), 0.16), mfc="white" if which else colour, label=label, zorder=3)

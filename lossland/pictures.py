@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -15,7 +16,8 @@ from PIL import Image
 COLOURS = ("#0072b2", "#c24c00", "#00785a", "#9a4d86", "#4d4d4d")
 DASHES = ("-", (0, (6, 2)), (0, (3, 1.5, 1, 1.5)), (0, (1.5, 1.5)), (0, (8, 2, 1, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v")
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 10.5}
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 10.5,
+         "axes.prop_cycle": cycler(color=COLOURS)}
 WIDTH = 5.2  # inches
 DOTS = 110  # per inch: 572 pixels in all, so that 11 pt type stays above 10 pixels on a phone
 

@@ -154,12 +154,14 @@ class Mixtures:
                 logits = functional_call(rest, (weights, buffers), (images[start : start + _BATCH],))
                 sums.add(row[None], logits[None], labels[start : start + _BATCH])
 
-    def distances(self, coefficients: Tensor, start: Weights) -> Tensor:
-        """Return the distances (T,) of the members from `start`, from inner products of the k points.
+    def distances(self, coefficients: Tensor, origin: Weights | None) -> Tensor:
+        """Return the distances (T,) float64 of the members from `origin`; None: from zero, their norms.
 
-        Exact for coefficients that add up to one, as those of every basis here do.
+        From inner products of the k points. Distances from an `origin` are exact for coefficients that add up to one, as
+        those of every basis here do.
         """
-        away = [{key: point[key].double() - start[key].double() for key in start} for point in self.points]
+        away = self.points if origin is None else [{key: point[key].double() - origin[key].double() for key in origin}
+                                                   for point in self.points]
         gram = torch.tensor([[inner(p, q) for q in away] for p in away], dtype=torch.float64)
         c = coefficients.double().cpu()
         return torch.einsum("ti,ij,tj->t", c, gram, c).clamp(min=0).sqrt()

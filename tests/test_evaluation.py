@@ -11,7 +11,7 @@ from conftest import make_task
 from lossland import evaluation as ev
 from lossland import families, metrics, models, paths
 from lossland.layers import depths, permute
-from lossland.weights import Weights, at, distance, mix
+from lossland.weights import Weights, at, distance, mix, to_vector
 
 KINDS = {  # network -> the way in which its straight legs are evaluated
     "mlp": ({"width": 9}, "fused"),
@@ -42,6 +42,7 @@ def test_shared_work_equals_one_network_at_a_time(name, shape):
         assert row.accuracy == pytest.approx(float(metrics.accuracy(logits, split.labels)))
         assert row.ece == pytest.approx(float(metrics.ece(logits.softmax(-1), split.labels, bins=20)))
         assert row.distance == pytest.approx(distance(weights, a), rel=1e-9, abs=1e-12)
+        assert row.norm == pytest.approx(float(to_vector(weights).norm()), rel=1e-9)
 
 
 def test_small_blocks_of_images_change_nothing(monkeypatch):
@@ -57,7 +58,7 @@ def test_small_blocks_of_images_change_nothing(monkeypatch):
 def test_rows_columns_and_leg_boundaries():
     net, (a, b, c) = ends("mlp")
     table = ev.evaluate(net, paths.chain([a, c, b]), TASK, points=8, splits=("test",))
-    assert list(table.columns) == ["t", "leg", "split", "nll", "accuracy", "ece", "distance"]
+    assert list(table.columns) == ["t", "leg", "split", "nll", "accuracy", "ece", "distance", "norm"]
     assert 0.5 in table.t.values and len(table) == 9 and table.leg.tolist() == [0] * 4 + [1] * 5
     assert table.distance.iloc[0] == 0
     chosen = ev.evaluate(net, paths.segment(a, b), TASK, points=[0.3, 0.1])
@@ -105,6 +106,7 @@ def test_planes_hit_their_points_and_equal_single_evaluations():
     at_a = table[(table.x == 0) & (table.y == 0)]
     alone = ev.evaluate(net, paths.segment(three[0], three[1]), TASK, points=[0.0], splits=("test",))
     assert at_a.nll.item() == pytest.approx(alone.nll.item(), rel=1e-9)
+    assert at_a.norm.item() == pytest.approx(float(to_vector(three[0]).norm()), rel=1e-9)
 
 
 def test_plane_coordinates_keep_distances():
