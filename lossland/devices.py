@@ -20,3 +20,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         raise ValueError(f"device must be 'auto' or one of those that are there ({', '.join(there)}), "
                          f"got {str(device)!r}")
     return torch.device(device)
+
+
+def device_name(device: torch.device) -> str:
+    """Return how a record calls a device: "cpu", or the model of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

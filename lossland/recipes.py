@@ -10,6 +10,7 @@ from typing import Any
 from torch import Generator, nn
 from tqdm import tqdm
 
+from lossland.devices import device_name
 from lossland.errors import choose
 from lossland.families import Family, point
 from lossland.models import build, initial_weights
@@ -68,16 +69,16 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
     Returns:
         The family on the task's device. A run that was cut off continues from its last epoch.
     """
+    device = task.train.images.device
     facts = {"name": dict(name), "kind": family.kind, "points": len(family.points), "task": task.fingerprint,
-             "recipe": asdict(recipe), "seed": seed, "training": VERSION, "device": task.train.images.device.type}
+             "recipe": asdict(recipe), "seed": seed, "training": VERSION, "device": device.type}
 
     def make(checkpoint: Checkpoint) -> Weights:
         done = fit(net, family, task, recipe, seed=seed, progress=progress, checkpoint=checkpoint)
-        checkpoint.record.update(task=task.name, history=done.history.to_dict("records"))
+        checkpoint.record.update(task=task.name, history=done.history.to_dict("records"), device=device_name(device))
         return {f"point{i}": to_vector(p).cpu() for i, p in enumerate(done.family.points)}
 
     tensors = (store or Store()).fetch(facts, make).tensors
-    device = task.train.images.device
     return family.with_points([from_vector(tensors[f"point{i}"].to(device), like=p) for i, p in enumerate(family.points)])
 
 
