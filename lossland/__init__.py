@@ -28,8 +28,8 @@ from lossland.weights import Weights
 __version__ = "0.1.0"
 
 __all__ = [
-    "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "along", "arc", "barrier", "bezier", "chain", "endpoints",
-    "evaluate", "fit", "join", "line", "load_task", "network", "permute", "plane", "plot_path", "plot_plane", "point",
-    "pooled_centre", "predict", "recipe_for", "results_table", "segment", "simplex", "slider", "table", "through_origin",
-    "trained", "verify",
+    "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "along", "arc", "barrier", "bezier",
+    "chain", "endpoints", "evaluate", "fit", "join", "line", "load_task", "network", "permute", "plane",
+    "plot_path", "plot_plane", "point", "pooled_centre", "predict", "recipe_for", "results_table", "segment",
+    "simplex", "slider", "table", "through_origin", "trained", "verify",
 ]

@@ -1,4 +1,4 @@
-"""Batch-norm statistics are a function of (weights, data): re-estimated where a point is evaluated, never interpolated."""
+"""Batch-norm statistics: a function of (weights, data), re-estimated where a point is evaluated, never interpolated."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ def fresh_buffers(net: nn.Module, like: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor], *, batch_size: int = 1000) -> dict[str, Tensor]:
+def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor], *,
+            batch_size: int = 1000) -> dict[str, Tensor]:
     """Return buffers for `net` at `weights`, with batch-norm statistics from one full pass over `images`.
 
-    A layer's mean is the average of its batch means, its variance the average of its (unbiased) batch variances, batches
-    weighted by their size and added up in float64. While the pass runs, each batch is normalised by its own statistics,
-    as in training; dropout is off. Neither `net` nor `weights` changes.
+    A layer's mean is the average of its batch means, its variance the average of its (unbiased) batch variances,
+    batches weighted by their size and added up in float64. While the pass runs, each batch is normalised by its own
+    statistics, as in training; dropout is off. Neither `net` nor `weights` changes.
 
     Args:
         net: the network; without batch norm its buffers are returned unchanged.

@@ -68,8 +68,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
         progress: show a line.
 
     Returns:
-        Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path], norm
-        [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
+        Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path],
+        norm [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
         `attrs` says how: grid (number of t), task, way ("fused", "shared first layer", "one by one").
 
     Raises:
@@ -106,7 +106,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     tables = []
     for name, split in chosen.items():
         _check_sums(totals[name], t, name)
-        tables.append(pd.DataFrame({"t": t.numpy(), "leg": leg.numpy(), "split": name, **totals[name].columns(len(split)),
+        columns = totals[name].columns(len(split))
+        tables.append(pd.DataFrame({"t": t.numpy(), "leg": leg.numpy(), "split": name, **columns,
                                     "distance": away.numpy(), "norm": norm.numpy()}))
     table = pd.concat(tables).sort_values("t", kind="stable", ignore_index=True)
     table.attrs.update(grid=len(t), task=task.name, way=" + ".join(sorted(ways)))
@@ -125,11 +126,12 @@ def predict(net: nn.Module, weights: Weights, task: Task, split: str = "test") -
 
 
 @torch.no_grad()
-def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int | tuple[int, int] = 21, margin: float = 0.2,
-          split: str = "train", progress: bool = False) -> pd.DataFrame:
+def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int | tuple[int, int] = 21,
+          margin: float = 0.2, split: str = "train", progress: bool = False) -> pd.DataFrame:
     """Return loss and accuracy over the plane through three points of weight space.
 
-    The first point is the origin, x runs along the way to the second, y is the rest of the way to the third (Gram-Schmidt).
+    The first point is the origin, x runs along the way to the second, y is the rest of the way to the third
+    (Gram-Schmidt).
 
     Args:
         net: the network.
@@ -173,8 +175,8 @@ def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int 
     _check_sums(sums, spots, split)
     table = pd.DataFrame({"x": spots[:, 0].numpy(), "y": spots[:, 1].numpy(), **sums.columns(len(task.split(split))),
                           "norm": mixtures.distances(c, None).numpy()})
-    table.attrs.update(points={name: tuple(xy) for name, xy in zip(points, where.tolist(), strict=True)}, task=task.name,
-                       split=split, way=mixtures.way)
+    corners = {name: tuple(xy) for name, xy in zip(points, where.tolist(), strict=True)}
+    table.attrs.update(points=corners, task=task.name, split=split, way=mixtures.way)
     return table
 
 

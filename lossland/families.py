@@ -40,7 +40,8 @@ class Family:
     def __post_init__(self) -> None:
         choose("domain", self.domain, _DOMAINS)
         if len(self.free) != len(self.points) or not any(self.free):
-            raise ValueError(f"free must flag each of the {len(self.points)} points, at least one of them True, got {self.free}")
+            raise ValueError(f"free must flag each of the {len(self.points)} points, at least one of them True, "
+                             f"got {self.free}")
         for i, point in enumerate(self.points):
             check_match(self.points[0], point, ("points[0]", f"points[{i}]"))
             check_finite(point, f"points[{i}]")
@@ -59,7 +60,8 @@ class Family:
         return self._basis()(position)
 
     def _basis(self) -> Basis:
-        bases = {"line": linear_basis, "chain": lambda s: chain_basis(s, self.bends), "bezier": lambda s: bezier_basis(s, self.bends)}
+        bases = {"line": linear_basis, "chain": lambda s: chain_basis(s, self.bends),
+                 "bezier": lambda s: bezier_basis(s, self.bends)}
         return bases[self.kind]
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -131,7 +133,8 @@ def _curve(kind: str, a: Weights, b: Weights, bends: int, ends: str) -> Family:
         raise ValueError(f"bends must be >= 1 (interior control points), got {bends}")
     choose("ends", ends, ("fixed", "free"))
     check_match(a, b)
-    inner = [mix((a, b), torch.tensor([1 - s, s], dtype=torch.float64)) for s in torch.linspace(0, 1, bends + 2)[1:-1].tolist()]
+    even = linear_basis(torch.linspace(0, 1, bends + 2, dtype=torch.float64)[1:-1])
+    inner = [mix((a, b), c) for c in even]
     movable = ends == "free"
     return Family(kind, (a, *inner, b), (movable, *[True] * bends, movable), "interval")
 

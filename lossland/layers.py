@@ -165,7 +165,8 @@ def permute(
         n = unit_count(changed, layers, axis)
         index = torch.as_tensor(permutation)
         if index.shape != (n,) or not torch.equal(index.sort().values.cpu(), torch.arange(n)):
-            raise ValueError(f"permutation of {axis!r} must hold each of 0..{n - 1} once, got {tuple(index.shape)} entries")
+            raise ValueError(f"permutation of {axis!r} must hold each of 0..{n - 1} once, got an index of shape "
+                             f"{tuple(index.shape)}")
         for piece in _pieces(changed, *known[axis]):
             tensor = changed[piece.name]
             rows = _rows(tensor, piece, n)[index.to(tensor.device)]
@@ -215,8 +216,8 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
     """Return the largest relative change of the outputs when every unit axis is permuted at random.
 
     The property that specifies a layer list: permuting units must leave the function unchanged, and the list must cover
-    every parameter exactly once. Weights, biases, normalisations and their statistics are drawn at random in float64, so
-    that no symmetry of an initialisation can hide a mistake; `net` itself is not changed.
+    every parameter exactly once. Weights, biases, normalisations and their statistics are drawn at random in float64,
+    so that no symmetry of an initialisation can hide a mistake; `net` itself is not changed.
 
     Args:
         net: the network; it is run in evaluation mode.
@@ -239,7 +240,8 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             positive = name.endswith("running_var")
-            state[name] = noise.abs() + 0.5 if positive else noise / max(1, tensor[0].numel() if tensor.ndim > 1 else 4) ** 0.5
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
+            state[name] = noise.abs() + 0.5 if positive else noise / fan_in**0.5
         else:
             state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()
     bare = skeleton(net)
@@ -251,6 +253,7 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
         moved = permute(state, layers, {axis: torch.randperm(n, generator=generator)})
         change = float((functional_call(bare, moved, (images,)) - outputs).abs().max() / outputs.abs().max())
         if not change < 1e-9:
-            raise ValueError(f"permuting axis {axis!r} must leave the outputs unchanged, got a relative change of {change:.1e}")
+            raise ValueError(f"permuting axis {axis!r} must leave the outputs unchanged, "
+                             f"got a relative change of {change:.1e}")
         worst = max(worst, change)
     return worst

@@ -1,13 +1,14 @@
 """The papers' networks, each with the `layers()` that say which rows and columns belong to one unit.
 
-Every network takes `inputs`, the (C, H, W) of one image, and `classes`; sizes default to the papers' and scale down. All
-activations are ReLU. Weights are not part of a network's identity: draw them with `initial_weights`.
+Every network takes `inputs`, the (C, H, W) of one image, and `classes`; sizes default to the papers' and scale down.
+All activations are ReLU. Weights are not part of a network's identity: draw them with `initial_weights`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -183,16 +184,14 @@ class ResNet(nn.Module):
         (PreResNet110: blocks=18); He et al. 2016.
     """
 
-    def __init__(self, inputs: Shape, classes: int, *, blocks: int = 3, channels: int = 16, pre_activation: bool = False,
-                 bias: bool = False) -> None:
+    def __init__(self, inputs: Shape, classes: int, *, blocks: int = 3, channels: int = 16,
+                 pre_activation: bool = False, bias: bool = False) -> None:
         super().__init__()
         self.pre = pre_activation
         self.conv = _conv(inputs[0], channels, 3)
         self.norm = nn.BatchNorm2d(4 * channels if pre_activation else channels)
         sizes = [channels] + [channels * 2**stage for stage in range(3) for _ in range(blocks)]
-        self.blocks = nn.ModuleList(
-            _Block(m, n, 2 if i in (blocks, 2 * blocks) else 1, pre_activation) for i, (m, n) in enumerate(pairwise(sizes))
-        )
+        self.blocks = nn.ModuleList(_Block(m, n, 1 if m == n else 2, pre_activation) for m, n in pairwise(sizes))
         self.linear = nn.Linear(4 * channels, classes, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -214,34 +213,19 @@ class ResNet(nn.Module):
         return [*found, Layer("linear", f"stream{stage}", None, pre_norm="norm" if self.pre else None)]
 
 
-def _fc(depth: int) -> Callable[..., MLP]:
-    def build(inputs: Shape, classes: int, *, first: int = 6144, second: int = 2000, rest: int = 1000) -> MLP:
-        return MLP(inputs, classes, widths=(first, second, *[rest] * (depth - 3)), bias=False)
-
-    return build
-
-
-def _preresnet(depth: int) -> Callable[..., ResNet]:
-    def build(inputs: Shape, classes: int, *, blocks: int = (depth - 2) // 6, channels: int = 16) -> ResNet:
-        return ResNet(inputs, classes, blocks=blocks, channels=channels, pre_activation=True, bias=True)
-
-    return build
-
-
 def _mlp(inputs: Shape, classes: int, *, width: int = 2000) -> MLP:
     return MLP(inputs, classes, widths=(width,))
 
 
+def _fc(inputs: Shape, classes: int, *, depth: int, first: int = 6144, second: int = 2000, rest: int = 1000) -> MLP:
+    return MLP(inputs, classes, widths=(first, second, *[rest] * (depth - 3)), bias=False)
+
+
+_preresnet = partial(ResNet, pre_activation=True, bias=True)
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": _mlp,
-    "fc3": _fc(3),
-    "fc5": _fc(5),
-    "fc7": _fc(7),
-    "conv2fc1": Conv2FC1,
-    "vgg16": VGG16,
-    "cresnet20": ResNet,
-    "preresnet20": _preresnet(20),
-    "preresnet110": _preresnet(110),
+    "mlp": _mlp, "fc3": partial(_fc, depth=3), "fc5": partial(_fc, depth=5), "fc7": partial(_fc, depth=7),
+    "conv2fc1": Conv2FC1, "vgg16": VGG16, "cresnet20": ResNet, "preresnet20": partial(_preresnet, blocks=3),
+    "preresnet110": partial(_preresnet, blocks=18),
 }
 
 

@@ -14,8 +14,9 @@ from lossland.weights import Weights, check_match
 def pooled_centre(a: Weights, b: Weights, layers: Sequence[Layer], *, samples: str = "butterfly") -> Weights:
     """Return the arc centre mu: per coordinate, the mean over the pooled units of both networks.
 
-    Every unit gets the same mu. A tensor outside all samples (the output bias of a one-hidden-layer network) is a pool of
-    two rows, itself in `a` and in `b`; its mu is their mean, and an arc about it is the straight segment in warped time.
+    Every unit gets the same mu. A tensor outside all samples (the output bias of a one-hidden-layer network) is a pool
+    of two rows, itself in `a` and in `b`; its mu is their mean, and an arc about it is the straight segment in warped
+    time.
 
     Args:
         a, b: the two ends.

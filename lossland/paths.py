@@ -1,7 +1,7 @@
 """Paths: continuous, piecewise maps from t in [0, 1] to weights.
 
 A path is made of legs that share [0, 1] equally. A leg that is linear in k fixed points (`Mix`) exposes the points and
-their coefficients, so that whoever evaluates the path can share work between its points; any other callable leg works too.
+their coefficients, so that whoever evaluates the path can share work between points; any other callable leg works too.
 """
 
 from __future__ import annotations
@@ -293,7 +293,8 @@ def join(*paths: Path) -> Path:
         end, start = first.point(1.0), second.point(0.0)
         gap, size = distance(end, start), distance(end, {k: torch.zeros_like(v) for k, v in end.items()})
         if gap > 1e-6 * max(size, 1e-30):
-            raise ValueError(f"paths[{i + 1}] must start where paths[{i}] ends, got a jump of {gap:.2g} (norm {size:.2g})")
+            raise ValueError(f"paths[{i + 1}] must start where paths[{i}] ends, got a jump of {gap:.2g} "
+                             f"(norm {size:.2g})")
     return Path(tuple(leg for path in paths for leg in path.legs))
 
 

@@ -32,7 +32,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def network(task: Task, model: str, **sizes: Any) -> nn.Module:
-    """Return the named network for the images and classes of a task: a skeleton without weights (see `models.build`)."""
+    """Return the named network for a task's images and classes: a skeleton without weights (see `models.build`)."""
     return build(model, task.input_shape, task.classes, **sizes)
 
 
@@ -57,7 +57,8 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
     """Return the trained family, read from the store where this very recipe has been trained before.
 
     Args:
-        family: control points to start from; their values belong to the recipe through `name`, which must determine them.
+        family: control points to start from; their values belong to the recipe through `name`, which must determine
+            them.
         net: the network.
         task: data; its content hash belongs to the recipe.
         recipe: epochs, learning rate, decay.
@@ -79,11 +80,12 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
         return {f"point{i}": to_vector(p).cpu() for i, p in enumerate(done.family.points)}
 
     tensors = (store or Store()).fetch(facts, make).tensors
-    return family.with_points([from_vector(tensors[f"point{i}"].to(device), like=p) for i, p in enumerate(family.points)])
+    vectors = [tensors[f"point{i}"].to(device) for i in range(len(family.points))]
+    return family.with_points([from_vector(v, like=p) for v, p in zip(vectors, family.points, strict=True)])
 
 
-def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | None = None, store: Store | Path | str | None = None,
-              progress: bool = False, **sizes: Any) -> list[Weights]:
+def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | None = None,
+              store: Store | Path | str | None = None, progress: bool = False, **sizes: Any) -> list[Weights]:
     """Return independently trained networks: trained once, then read from the store.
 
     Args:
@@ -107,6 +109,7 @@ def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | 
     found = []
     for seed in tqdm(seeds, desc=f"{model} end points", unit="net", disable=not progress):
         start = initial_weights(net, Generator().manual_seed(seed), device=task.train.images.device, dtype=recipe.dtype)
-        name = {"model": model, "sizes": {key: value for key, value in sizes.items()}, "seed": seed}
-        found.append(trained(point(start), net, task, recipe, name=name, seed=seed, store=place, progress=progress).points[0])
+        name = {"model": model, "sizes": sizes, "seed": seed}
+        family = trained(point(start), net, task, recipe, name=name, seed=seed, store=place, progress=progress)
+        found.append(family.points[0])
     return found

@@ -16,6 +16,7 @@ import yaml
 from lossland.errors import choose
 
 MISSING = "not run"
+_KEYS = ("values", "dataset", "scale", "device", "date", "settings", "versions")
 
 
 def book_folder() -> Path | None:
@@ -79,7 +80,7 @@ def records(chapter: str) -> list[dict[str, Any]]:
     for file in sorted((folder / "results" / chapter).glob("*.json")) if folder else []:
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
-            found.append({key: run[key] for key in ("values", "dataset", "scale", "device", "date", "settings", "versions")})
+            found.append({key: run[key] for key in _KEYS})
         except (json.JSONDecodeError, KeyError) as error:
             raise ValueError(f"recorded run {file.name} of {chapter} cannot be read: {error!r}") from error
     return sorted(found, key=lambda run: run["date"])

@@ -103,6 +103,15 @@ def _features(module: nn.Module, name: str, point: Weights, images: Tensor) -> T
     return conv2d(images, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Some images with what the k first layers make of them."""
+
+    features: Tensor  # (k, b, ...)
+    images: Tensor  # (b, C, H, W)
+    labels: Tensor  # (b,)
+
+
 class Mixtures:
     """Members of the span of k fixed points, evaluated together."""
 
@@ -127,38 +136,41 @@ class Mixtures:
         for images, labels in batches(self.task, split, size, dtype):
             features = torch.stack([_features(module, name, point, images) for point in self.points])  # (k, b, ...)
             score = self._fused if self.fused else self._rest
-            score(sums, where, coefficients, features, images, labels)
+            score(sums, where, coefficients, _Block(features, images, labels))
             tick(len(where) * len(labels) / len(split))
 
-    def _fused(self, sums: Sums, where: Tensor, coefficients: Tensor, features: Tensor, _: Tensor, labels: Tensor) -> None:
+    def _fused(self, sums: Sums, where: Tensor, coefficients: Tensor, block: _Block) -> None:
         keys = [f"linear.1.{part}" for part in ("weight", "bias") if f"linear.1.{part}" in self.points[0]]
         ends = [{key: point[key] for key in keys} for point in self.points]
         for rows in torch.arange(len(where)).split(64):  # bounds the memory of logits (T, b, C)
             heads = mix(ends, coefficients[rows])
             bias = heads.get("linear.1.bias", heads["linear.1.weight"].new_zeros(heads["linear.1.weight"].shape[:2]))
-            c = coefficients[rows].to(features.dtype)
-            logits = kernels.mix_relu_head(features, c, heads["linear.1.weight"], bias)
-            sums.add(where[rows], logits, labels)
+            c = coefficients[rows].to(block.features.dtype)
+            logits = kernels.mix_relu_head(block.features, c, heads["linear.1.weight"], bias)
+            sums.add(where[rows], logits, block.labels)
 
-    def _rest(self, sums: Sums, where: Tensor, coefficients: Tensor, features: Tensor, images: Tensor, labels: Tensor) -> None:
+    def _rest(self, sums: Sums, where: Tensor, coefficients: Tensor, block: _Block) -> None:
         given = _Given()
         rest = skeleton(self.net)
         rest.set_submodule(self.first[0], given)
-        buffers = batchnorm.fresh_buffers(self.net, features)
-        rows = [{"output": features[i]} for i in range(len(features))]
+        buffers = batchnorm.fresh_buffers(self.net, block.features)
+        rows = [{"output": features} for features in block.features]
+        later = [{key: value for key, value in point.items() if not key.startswith(f"{self.first[0]}.")}
+                 for point in self.points]
         for row, c in zip(where, coefficients, strict=True):
-            weights = {key: value for key, value in mix(self.points, c).items() if not key.startswith(f"{self.first[0]}.")}
+            weights = mix(later, c)
             mixed = mix(rows, c)["output"]
-            for start in range(0, len(labels), _BATCH):
-                given.output = mixed[start : start + _BATCH]
-                logits = functional_call(rest, (weights, buffers), (images[start : start + _BATCH],))
-                sums.add(row[None], logits[None], labels[start : start + _BATCH])
+            for start in range(0, len(block.labels), _BATCH):
+                part = slice(start, start + _BATCH)
+                given.output = mixed[part]
+                logits = functional_call(rest, (weights, buffers), (block.images[part],))
+                sums.add(row[None], logits[None], block.labels[part])
 
     def distances(self, coefficients: Tensor, origin: Weights | None) -> Tensor:
         """Return the distances (T,) float64 of the members from `origin`; None: from zero, their norms.
 
-        From inner products of the k points. Distances from an `origin` are exact for coefficients that add up to one, as
-        those of every basis here do.
+        From inner products of the k points. Distances from an `origin` are exact for coefficients that add up to one,
+        as those of every basis here do.
         """
         away = self.points if origin is None else [{key: point[key].double() - origin[key].double() for key in origin}
                                                    for point in self.points]

@@ -1,8 +1,8 @@
 """Training: one loop for single networks, curves and subspaces.
 
 A control point is one flat vector. A step mixes the control points into a flat buffer whose views are the network's
-parameters, takes the gradient there, and gives control point i the gradient times its coefficient (G18 A.2, W21 Eq. (3)):
-no autograd graph runs through the combination.
+parameters, takes the gradient there, and gives control point i the gradient times its coefficient (G18 A.2, W21
+Eq. (3)): no autograd graph runs through the combination.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Recipe:
 def learning_rate(recipe: Recipe, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 0; it is constant within an epoch.
 
-    With r = epoch / epochs: "piecewise" is lr for r <= 1/2, linear down to lr / 100 at r = 9/10, then constant. "cosine"
-    rises linearly over the warm-up epochs, reaching lr in the last of them, and then falls as (1 + cos(pi u)) / 2, with u
-    from 0 in steps of 1 / (epochs - warmup).
+    With r = epoch / epochs: "piecewise" is lr for r <= 1/2, linear down to lr / 100 at r = 9/10, then constant.
+    "cosine" rises linearly over the warm-up epochs, reaching lr in the last of them, and then falls as
+    (1 + cos(pi u)) / 2, with u from 0 in steps of 1 / (epochs - warmup).
 
     Source: AY20 and G18 (released settings; both papers say only "standard"); W21 section 4 (cosine, 5 warm-up epochs).
 
@@ -151,7 +151,8 @@ class _Network:
             self.parameters[name].grad = view
         self.bare = skeleton(net).train()
         self.buffers = fresh_buffers(net, self.theta)  # batch norm in training mode writes here; never read
-        self.autocast = torch.autocast(self.theta.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+        low = precision == "bfloat16"
+        self.autocast = torch.autocast(self.theta.device.type, torch.bfloat16) if low else nullcontext()
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the mean cross-entropy in `gradient`; return the loss and the number of hits."""
@@ -172,17 +173,30 @@ def _stream(seed: int, *numbers: int) -> int:
 def _dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's own generators, which dropout cannot do without, and give them back as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        on_gpu = device.type == "cuda"
+        generator = torch.cuda.default_generators[device.index or 0] if on_gpu else torch.default_generator
         generator.manual_seed(seed)
         yield
 
 
-def _step(state: _State, network: _Network, coefficients: list[float], free: tuple[bool, ...], recipe: Recipe, lr: float) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """What does not change during training."""
+
+    family: Family
+    task: Task
+    split: str
+    recipe: Recipe
+    seed: int
+
+
+def _step(state: _State, network: _Network, coefficients: list[float], run: _Run) -> None:
     """Update the free control points from the gradient at the sampled network."""
+    recipe, lr = run.recipe, learning_rate(run.recipe, state.epoch)
     if recipe.weight_decay and recipe.decay_on == "sampled":
         network.gradient.add_(network.theta, alpha=recipe.weight_decay)
     for i, c in enumerate(coefficients):
-        if not free[i]:
+        if not run.family.free[i]:
             continue
         velocity = state.velocity[i].mul_(recipe.momentum).add_(network.gradient, alpha=c)
         if recipe.weight_decay and recipe.decay_on == "points":
@@ -197,21 +211,23 @@ def _mix_into(theta: Tensor, points: Tensor, coefficients: list[float]) -> None:
             theta.add_(points[i], alpha=c)
 
 
-def _epoch(state: _State, network: _Network, family: Family, task: Task, split: str, recipe: Recipe, seed: int) -> dict[str, float]:
+def _epoch(state: _State, network: _Network, run: _Run) -> dict[str, float]:
     """Run one epoch in place; return its row of the history."""
+    task, recipe, seed = run.task, run.recipe, run.seed
     started, lr, device = time.perf_counter(), learning_rate(recipe, state.epoch), network.theta.device
     order = torch.Generator().manual_seed(_stream(seed, state.epoch, 0))
     draws = torch.Generator().manual_seed(_stream(seed, state.epoch, 1))
     total, hits = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
     first_bad = torch.full((), -1, device=device)
     sampled = []
-    batches = task.batches(split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment, dtype=recipe.dtype)
+    batches = task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
+                           dtype=recipe.dtype)
     with _dropout_seed(_stream(seed, state.epoch, 2), device):
         for step, (images, labels) in enumerate(batches):
-            sampled.append(family.sample(draws).tolist())
+            sampled.append(run.family.sample(draws).tolist())
             _mix_into(network.theta, state.points, sampled[-1])
             loss, hit = network.loss(images, labels)
-            _step(state, network, sampled[-1], family.free, recipe, lr)
+            _step(state, network, sampled[-1], run)
             total += loss * len(labels)
             hits += hit
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), step, first_bad)
@@ -219,7 +235,7 @@ def _epoch(state: _State, network: _Network, family: Family, task: Task, split: 
         where = f"step {bad}, coefficients {sampled[bad]}" if bad >= 0 else "its last step"
         raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {state.epoch}, {where} "
                                  f"(lr {lr:g}); the last good state is the one after epoch {state.epoch - 1}")
-    n = len(task.split(split))
+    n = len(task.split(run.split))
     return {"epoch": state.epoch, "lr": lr, "loss": float(total) / n, "accuracy": float(hits) / n,
             "seconds": time.perf_counter() - started}
 
@@ -265,10 +281,10 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     points = torch.stack([to_vector(p) for p in cast])  # (k, P)
     state = _State(points, torch.zeros_like(points))
     state.restore(checkpoint)
-    network = _Network(net, cast[0], recipe.precision)
+    network, run = _Network(net, cast[0], recipe.precision), _Run(family, task, split, recipe, seed)
     with tqdm(total=recipe.epochs, initial=state.epoch, desc=family.kind, unit="epoch", disable=not progress) as bar:
         while state.epoch < recipe.epochs:
-            row = _epoch(state, network, family, task, split, recipe, seed)
+            row = _epoch(state, network, run)
             state.history.append(row)
             state.epoch += 1
             state.save(checkpoint)

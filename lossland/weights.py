@@ -1,8 +1,8 @@
 """Weights are values: dictionaries of tensors, and the stateless networks that they are plugged into.
 
 A point of weight space is `Weights`, a dictionary from parameter name to tensor, never buffers. Stacked weights carry a
-leading axis T: one entry per point of a path. Networks are used as stateless skeletons; nothing here, or anywhere in the
-package, changes a user's module.
+leading axis T: one entry per point of a path. Networks are used as stateless skeletons; nothing here, or anywhere in
+the package, changes a user's module.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def check_match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[s
     if a.keys() != b.keys():
         missing, extra = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
         raise ValueError(
-            f"{first} and {second} must have the same parameter names; only in {first}: {missing}, only in {second}: {extra}"
+            f"{first} and {second} must have the same parameter names; only in {first}: {missing}, "
+            f"only in {second}: {extra}"
         )
     for key in a:
         if a[key].shape != b[key].shape:

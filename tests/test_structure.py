@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "files"],
-    ["weights", "kernels", "store", "presets", "sources", "sampling", "pictures", "tables"],
+    ["errors", "files", "devices"],
+    ["weights", "kernels", "store", "presets", "sources", "sampling", "pictures", "tables", "records"],
     ["layers", "tasks", "paths", "metrics"],
     ["models", "batchnorm", "neurons", "families"],
     ["flows", "adjust", "scoring"],
