@@ -39,18 +39,24 @@ def given(parameters, chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_runs_alone_in_an_empty_folder(tmp_path, chapter, store):
-    run = papermill(tmp_path, chapter, store, *given({"scale": "tiny", "epochs": 2, "n_seeds": 1}, chapter))
+    run = papermill(tmp_path, chapter, store, *given({"scale": "tiny", "epochs": 5, "n_seeds": 3}, chapter))
     assert run.returncode == 0, run.stderr[-4000:]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([chapter.name, "out.ipynb"])
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_runs_with_other_seeds(tmp_path, chapter, store):
-    run = papermill(tmp_path, chapter, store, *given({"scale": "tiny", "seed": 7, "n_seeds": 2}, chapter))
+    run = papermill(tmp_path, chapter, store, *given({"scale": "tiny", "seed": 7, "n_seeds": 3}, chapter))
     assert run.returncode == 0, run.stderr[-4000:]
     injected = [cell.source for cell in read(tmp_path / "out.ipynb").cells
                 if "injected-parameters" in cell.metadata.get("tags", [])]
     assert "seed = 7" in injected[0]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_one_seed_works_or_is_refused_by_name(tmp_path, chapter, store):
+    run = papermill(tmp_path, chapter, store, *given({"scale": "tiny", "epochs": 5, "n_seeds": 1}, chapter))
+    assert run.returncode == 0 or "ValueError: n_seeds" in run.stderr, run.stderr[-4000:]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
