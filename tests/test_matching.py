@@ -67,7 +67,7 @@ def test_a_common_shift_and_scale_change_nothing():
 
 def test_matching_survives_a_large_common_offset_in_single_precision():
     x, y = units(60, 8, 1, torch.float32), units(60, 8, 2, torch.float32)
-    shifted = x + 1000, y + 1000
+    shifted = x + 10_000, y + 10_000
     exact = match(*(side.double() for side in shifted))
     assert torch.equal(match(*shifted), exact)
 
@@ -88,6 +88,16 @@ def test_exact_plans_are_permutations_and_entropic_plans_spread_the_mass():
     assert_close(entropic.sum(0), exact.sum(0), rtol=0, atol=1e-5)
     assert_close(entropic.sum(1), exact.sum(1), rtol=0, atol=1e-5)
     assert int((entropic > 1e-6).sum()) > 40
+
+
+def test_a_smaller_regularisation_comes_nearer_to_the_exact_plan_in_any_unit_of_length():
+    x, y = units(20, 6, 1), units(20, 6, 2)
+    costs, exact = torch.cdist(x, y).square(), squares(x, y, match(x, y)) / 20
+    spent = [float((transport_plan(x, y, solver="entropic", regularisation=r) * costs).sum()) for r in (0.03, 0.1, 1.0)]
+    assert exact < spent[0] < spent[1] < spent[2] < float(costs.mean())
+    assert spent[0] < 1.05 * exact
+    scaled = transport_plan(10 * x, 10 * y, solver="entropic", regularisation=0.1)
+    assert_close(scaled, transport_plan(x, y, solver="entropic", regularisation=0.1), rtol=0, atol=1e-6)
 
 
 def test_plans_between_different_numbers_of_units_split_masses():
