@@ -68,8 +68,8 @@ def test_a_common_shift_and_scale_change_nothing():
 def test_matching_survives_a_large_common_offset_in_single_precision():
     x, y = units(60, 8, 1, torch.float32), units(60, 8, 2, torch.float32)
     shifted = x + 10_000, y + 10_000
-    exact = match(*(side.double() for side in shifted))
-    assert torch.equal(match(*shifted), exact)
+    centred = [(side - 10_000).double() for side in shifted]  # what single precision has left of them
+    assert is_optimal(*centred, match(*shifted))
 
 
 def test_blocks_of_products_change_nothing(monkeypatch):
