@@ -21,7 +21,8 @@ _WIDE, _LEFT, _RIGHT, _TOP, _PANEL, _GAP, _BOTTOM = 400, 52, 14, 24, 112, 34, 44
 _DASHED = ("", ' stroke-dasharray="8 4"')
 # Rules hang on a class made from the content: those of one slider reach neither another one nor the page.
 _RULES = (
-    ".ID{max-width:32rem}.ID>svg{display:block;width:100%;height:auto}.ID text{font:14px sans-serif;fill:currentColor}"
+    ".ID{max-width:32rem;margin:0 auto}.ID>svg{display:block;width:100%;height:auto}.ID label{display:block}"
+    ".ID text{font:14px sans-serif;fill:currentColor}"
     ".ID input{display:block;box-sizing:border-box;height:2.75rem;cursor:pointer;color:inherit;accent-color:COLOUR;"
     "width:calc(SHARE% + 16px);margin:0 0 0 calc(START% - 8px)}"
     ".ID input:focus-visible{outline:3px solid currentColor;outline-offset:-3px}"
