@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lossland.families import Family
-from lossland.paths import Mix, Path
-from lossland.scoring import Mixtures, Stateless, Sums, add_point, logits_of
+from lossland.legs import Swaps
+from lossland.paths import Leg, Mix, Path
+from lossland.scoring import Exchanges, Mixtures, Stateless, Sums, add_point, logits_of
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, at, check_finite, check_match, distance, inner
 
@@ -30,12 +31,14 @@ def _check_sums(sums: Sums, t: Tensor, split: str) -> None:
                                  f"{t[bad[0]].tolist()}")
 
 
-def grid(path: Path, points: int | Sequence[float] | Tensor) -> Tensor:
+def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | None = None) -> Tensor:
     """Return the t (T,) float64 at which a path is evaluated.
 
     Args:
         path: the path.
-        points: a number: equidistant t, rounded up so that every leg boundary is among them; or the t themselves.
+        points: a number: equidistant t, rounded up so that every leg boundary is among them, and on a leg of `Swaps` its
+            middles and ends of swaps in their place; or the t themselves.
+        swaps: how many swaps of such a leg, evenly spread; None: all of them.
 
     Raises:
         ValueError: if there are fewer than two points, or a t lies outside [0, 1].
@@ -43,7 +46,11 @@ def grid(path: Path, points: int | Sequence[float] | Tensor) -> Tensor:
     if isinstance(points, int):
         if points < 2:
             raise ValueError(f"points must be >= 2, got {points}")
-        return path.grid(math.ceil((points - 1) / len(path.legs)) + 1)
+        t = path.grid(math.ceil((points - 1) / len(path.legs)) + 1)
+        for number, leg in enumerate(path.legs):
+            if isinstance(leg, Swaps):
+                t = torch.cat([t[path.locate(t)[0] != number], (number + leg.knots(swaps)) / len(path.legs)]).unique()
+        return t
     t = torch.as_tensor(points, dtype=torch.float64).reshape(-1)
     if not len(t):
         raise ValueError("points must hold at least one t, got none")
@@ -53,7 +60,7 @@ def grid(path: Path, points: int | Sequence[float] | Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor = 61,
-             splits: Sequence[str] = ("train", "test"), progress: bool = False) -> pd.DataFrame:
+             swaps: int | None = None, splits: Sequence[str] = ("train", "test"), progress: bool = False) -> pd.DataFrame:
     """Return a table of losses and accuracies along a path: one row per (t, split).
 
     Images are used without augmentation. Batch-norm statistics are re-estimated on the training split at every t, the
@@ -64,13 +71,16 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
         path: a path through its weight space, or a family over an interval.
         task: the data; evaluation happens on its device.
         points: how many equidistant t (leg boundaries always included), or the t themselves.
+        swaps: how many swaps of a permutation stage are evaluated, each at its middle and its end; None: all of them,
+            which costs little for networks with one hidden layer and two passes per swap for all others.
         splits: of the task.
         progress: show a line.
 
     Returns:
         Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path],
         norm [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
-        `attrs` says how: grid (number of t), task, way ("fused", "shared first layer", "one by one").
+        `attrs` says how: grid (number of t), task, way ("fused", "shared first layer", "rank two",
+        "one by one").
 
     Raises:
         ValueError: if t lies outside [0, 1], or a split is unknown or empty.
@@ -79,39 +89,57 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
     """
     path = path.path() if isinstance(path, Family) else path
-    t = grid(path, points)
+    t = grid(path, points, swaps=swaps)
     leg, s = path.locate(t)
     chosen = _check_split(task, splits)
-    start, function = path.point(0.0), Stateless(net, task)
-    away, norm, ways = torch.zeros(len(t), dtype=torch.float64), torch.zeros(len(t), dtype=torch.float64), set()
-    totals = {name: Sums.zeros(len(t)) for name in chosen}
+    walk = _Walk(net, task, chosen, path.point(0.0), len(t))
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
         for number in leg.unique().tolist():
             where = (leg == number).nonzero()[:, 0]
-            piece = path.legs[number]
-            if isinstance(piece, Mix):
-                mixtures, c = Mixtures(net, task, piece.points), piece.basis(s[where])
-                away[where], norm[where] = mixtures.distances(c, start), mixtures.distances(c, None)
-                for name, split in chosen.items():
-                    mixtures.add(totals[name], where, c, split, bar.update)
-                ways.add(mixtures.way)
-                continue
-            ways.add("one by one")
-            for row in where.tolist():
-                weights = at(piece(s[row : row + 1]), 0)
-                away[row], norm[row] = distance(start, weights), inner(weights, weights) ** 0.5
-                for name, split in chosen.items():
-                    add_point(totals[name], row, function, weights, split)
-                bar.update(len(chosen))
+            walk.score(path.legs[number], where, s[where], bar.update)
     tables = []
     for name, split in chosen.items():
-        _check_sums(totals[name], t, name)
-        columns = totals[name].columns(len(split))
+        _check_sums(walk.totals[name], t, name)
+        columns = walk.totals[name].columns(len(split))
         tables.append(pd.DataFrame({"t": t.numpy(), "leg": leg.numpy(), "split": name, **columns,
-                                    "distance": away.numpy(), "norm": norm.numpy()}))
+                                    "distance": walk.away.numpy(), "norm": walk.norm.numpy()}))
     table = pd.concat(tables).sort_values("t", kind="stable", ignore_index=True)
-    table.attrs.update(grid=len(t), task=task.name, way=" + ".join(sorted(ways)))
+    table.attrs.update(grid=len(t), task=task.name, way=" + ".join(sorted(walk.ways)))
     return table
+
+
+class _Walk:
+    """Scores and lengths of the points of a path, collected leg by leg."""
+
+    def __init__(self, net: nn.Module, task: Task, splits: dict[str, Split], start: Weights, points: int) -> None:
+        self.net, self.task, self.splits, self.start = net, task, splits, start
+        self.away, self.norm = torch.zeros(2, points, dtype=torch.float64).unbind()
+        self.totals = {name: Sums.zeros(points) for name in splits}
+        self.ways: set[str] = set()
+
+    def score(self, leg: Leg, where: Tensor, s: Tensor, tick: Callable[[float], None]) -> None:
+        """Score the points at s (T,) of a leg in the cheapest way there is, into the rows `where` (T,)."""
+        if isinstance(leg, Mix):
+            shared, positions = Mixtures(self.net, self.task, leg.points), leg.basis(s)
+        elif Exchanges.serves(self.net, leg):
+            shared, positions = Exchanges(self.net, self.task, leg), s
+        else:
+            self._one_by_one(leg, where, s, tick)
+            return
+        self.ways.add(shared.way)
+        self.away[where], self.norm[where] = (shared.distances(positions, origin) for origin in (self.start, None))
+        for name, split in self.splits.items():
+            shared.add(self.totals[name], where, positions, split, tick)
+
+    def _one_by_one(self, leg: Leg, where: Tensor, s: Tensor, tick: Callable[[float], None]) -> None:
+        self.ways.add("one by one")
+        function = Stateless(self.net, self.task)
+        for row, one in zip(where.tolist(), s, strict=True):
+            weights = at(leg(one[None]), 0)
+            self.away[row], self.norm[row] = distance(self.start, weights), inner(weights, weights) ** 0.5
+            for name, split in self.splits.items():
+                add_point(self.totals[name], row, function, weights, split)
+            tick(len(self.splits))
 
 
 @torch.no_grad()

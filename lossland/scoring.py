@@ -1,7 +1,7 @@
 """Scores of networks on a split: sums over images, with work shared between the members of a span.
 
-Networks that are linear in k fixed points of weight space share the products of the data with the k first layers; all
-others are scored one by one.
+Networks that are linear in k fixed points of weight space share the products of the data with the k first layers; those
+on the way of a swap share everything but two units; all others are scored one by one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from torch.func import functional_call
 from torch.nn.functional import conv2d, linear
 
 from lossland import batchnorm, kernels
+from lossland.layers import axes, gather
+from lossland.legs import Swaps
 from lossland.models import MLP
 from lossland.tasks import Split, Task
-from lossland.weights import Weights, inner, mix, skeleton
+from lossland.weights import Weights, distance, inner, mix, skeleton
 
 _SHARED = 256 * 2**20  # bytes of first-layer features kept at a time
 _BATCH = 1000  # images per pass where nothing is shared
+_TILE = (16, 4096)  # swaps and images scored at a time: logits that stay in cache
 BINS = 20  # of the calibration error, as in W21
 
 
@@ -118,7 +121,7 @@ class Mixtures:
     def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights]) -> None:
         self.net, self.task, self.points = net, task, points
         self.first = _first_layer(net)
-        self.fused = isinstance(net, MLP) and len(net.linear) == 2
+        self.fused = _one_hidden(net)
         self.way = "one by one" if self.first is None else "fused" if self.fused else "shared first layer"
         self.function = Stateless(net, task)
 
@@ -177,6 +180,67 @@ class Mixtures:
         gram = torch.tensor([[inner(p, q) for q in away] for p in away], dtype=torch.float64)
         c = coefficients.double().cpu()
         return torch.einsum("ti,ij,tj->t", c, gram, c).clamp(min=0).sqrt()
+
+
+def _one_hidden(net: nn.Module) -> bool:
+    return isinstance(net, MLP) and len(net.linear) == 2
+
+
+class Exchanges:
+    """Points of the permutation stage of a one-hidden-layer network, evaluated together.
+
+    On the way of a swap two units differ from the network at the end, so its features are computed once for all swaps, and
+    a point's logits are a rank-two update of its logits. Completed swaps change nothing and share one evaluation.
+    """
+
+    way = "rank two"
+
+    def __init__(self, net: nn.Module, task: Task, leg: Swaps) -> None:
+        self.task, self.leg = task, leg
+        (self.writers, self.readers), = axes(net.layers()).values()
+
+    @staticmethod
+    def serves(net: nn.Module, leg: object) -> bool:
+        """Say whether points of this leg can be evaluated so."""
+        return isinstance(leg, Swaps) and _one_hidden(net)
+
+    def add(self, sums: Sums, where: Tensor, s: Tensor, split: Split, tick: Callable[[float], None]) -> None:
+        """Add the scores of the points at s (T,) to the rows `where` (T,) of `sums`."""
+        w, (swap, u) = self.leg.weights, self.leg.locate(s)
+        weight, head = w["linear.0.weight"], w["linear.1.weight"]
+        bias, shift = (w.get(f"linear.{i}.bias", m.new_zeros(len(m)))[:, None] for i, m in enumerate((weight, head)))
+        moving = ((u > 0) & (u < 1)).nonzero()[:, 0]
+        resting = ((u == 0) | (u == 1)).nonzero()[:, 0]
+        units, u = self.leg.units.to(weight.device), u.to(weight.device)
+        for images, labels in batches(self.task, split, max(1, _SHARED // (len(weight) * weight.itemsize)), weight.dtype):
+            features = torch.addmm(bias, weight, images.flatten(1).T)  # (n, b): a unit's features lie together
+            for z, y in zip(features.split(_TILE[1], 1), labels.split(_TILE[1]), strict=True):
+                logits = torch.addmm(shift, head, z.relu())  # (C, b')
+                if len(resting):
+                    sums.add(where[resting], logits.T[None], y)
+                for rows in moving.split(_TILE[0]):
+                    p, q = units[swap[rows].to(units.device)].unbind(1)
+                    changed = kernels.exchange_logits(logits, (z[p], z[q]), (head.T[p], head.T[q]), u[rows.to(u.device)])
+                    sums.add(where[rows], changed, y)
+            tick(len(where) * len(labels) / len(split))
+
+    def distances(self, s: Tensor, origin: Weights | None) -> Tensor:
+        """Return the distances (T,) float64 of the points from `origin`; None: from zero, their norms.
+
+        Squared, a distance is quadratic along every swap: two units move, on a straight line.
+        """
+        w, (swap, u) = self.leg.weights, self.leg.locate(s)
+        origin = origin or {name: torch.zeros_like(tensor) for name, tensor in w.items()}
+        places, units = self.leg.places, self.leg.units
+        ours, theirs = (gather(x, self.writers, self.readers).double().cpu() for x in (w, origin))
+        way = ours[units[:, 1]] - ours[units[:, 0]]  # (m, D): what a swap adds to its first place
+        square, slope = way.square().sum(1), ((theirs[places[:, 1]] - theirs[places[:, 0]]) * way).sum(1)
+        start = self.leg(torch.zeros(1))
+        rest = torch.cat([torch.zeros(1, dtype=torch.float64), 2 * slope.cumsum(0)])
+        rest += distance({name: tensor[0] for name, tensor in start.items()}, origin) ** 2
+        if not len(square):
+            return rest[:1].sqrt().expand(len(s)).clone()
+        return (rest[swap] + 2 * u * (slope[swap] - (1 - u) * square[swap])).clamp(min=0).sqrt()
 
 
 def logits_of(function: Stateless, weights: Weights, split: Split) -> Iterator[tuple[Tensor, Tensor]]:

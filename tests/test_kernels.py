@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lossland.kernels import class_scores, mix_relu_head
+from lossland.kernels import class_scores, exchange_logits, mix_relu_head
 from lossland.metrics import ece
 
 
@@ -56,3 +56,22 @@ def test_one_class_is_always_right():
     nll, hits, _ = class_scores(draw(2, 4, 1), torch.zeros(4, dtype=torch.long))
     assert_close(nll, torch.zeros(2, dtype=torch.float64))
     assert hits.tolist() == [4, 4]
+
+
+def test_exchanges_of_two_units_equal_two_networks_with_the_units_mixed():
+    units, images, classes = 6, 37, 5
+    z, head = draw(units, images), draw(classes, units)
+    p, q, u = torch.tensor([0, 3, 5]), torch.tensor([2, 1, 4]), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    found = exchange_logits(head @ z.relu(), (z[p], z[q]), (head.T[p], head.T[q]), u)
+    for t in range(3):
+        rows, columns = z.clone(), head.T.clone()
+        for place, other in ((p[t], q[t]), (q[t], p[t])):
+            rows[place], columns[place] = (torch.lerp(x[place], x[other], u[t]) for x in (z, head.T))
+        assert_close(found[t], (columns.T @ rows.relu()).T)
+    assert torch.equal(found[0], (head @ z.relu()).T) and torch.equal(found[2], found[0])
+
+
+def test_exchanges_of_other_shapes_are_refused():
+    z, head = draw(4, 7), draw(3, 4)
+    with pytest.raises(ValueError, match="need features \\(T, N\\) and heads \\(T, C\\), got \\(1, 7\\)"):
+        exchange_logits(head @ z, (z[:1], z[:2]), (head.T[:1], head.T[:1]), torch.tensor([0.5]))
