@@ -46,6 +46,15 @@ def test_build_ends_with_seconds_and_address_and_keeps_what_is_done(tmp_path):
     assert "Executing notebook" in build_small(tmp_path).stdout
 
 
+def test_edit_of_a_style_reaches_the_pages_without_executing_anything(tmp_path):
+    small_book(tmp_path)
+    build_small(tmp_path)
+    style = tmp_path / "book" / "_assets" / "book.css"
+    style.write_text(style.read_text(encoding="utf-8") + "/* planted */\n", encoding="utf-8")
+    assert "Executing notebook" not in build_small(tmp_path).stdout
+    assert "/* planted */" in (tmp_path / "_build" / "html" / "_static" / "book.css").read_text(encoding="utf-8")
+
+
 def test_fresh_build_forgets_pages_and_executions(tmp_path):
     for name in ("html", ".doctrees", ".jupyter_cache"):
         (tmp_path / "_build" / name).mkdir(parents=True)
