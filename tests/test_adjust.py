@@ -293,6 +293,17 @@ def test_float32_weights_give_the_residuals_of_float64():
     assert_close(torch.tensor(coarse.residual), torch.tensor(exact.residual), rtol=1e-3, atol=5e-4)
 
 
+def test_few_samples_get_products_in_float64(monkeypatch):
+    seen, plain = [], Moments.add
+    monkeypatch.setattr(Moments, "add", lambda self, x, y: (seen.append(self.products), plain(self, x, y)))
+    net, a, b = pair(dtype=torch.float32)
+    for train, ridge in ((96, None), (48, None), (96, 0.0)):
+        adjusted(net, segment(a, b), a, b, TASK.subset(train=train), knots=2, ridge=ridge)
+    moments(net, b, net.layers()[1], a, TASK)
+    moments(net, b, net.layers()[1], a, TASK.subset(train=48))
+    assert seen == [torch.float32] * 2 + [torch.float64] * 4 + [torch.float32, torch.float64]
+
+
 def test_solving_everywhere_equals_the_knots_where_both_solve():
     net, a, b = pair(width=5)
     knots = adjusted(net, segment(a, b), a, b, TASK, knots=3, ridge=1e-6)
