@@ -199,3 +199,15 @@ def test_bad_input_is_refused_by_name(call, message):
     _, b, leg = stage()
     with pytest.raises(ValueError, match=message):
         call(b, leg.layers)
+
+
+def test_knots_are_found_again_from_t_and_units_at_rest_do_not_move_a_bit():
+    net = models.build("mlp", TASK.input_shape, 3, width=301)
+    b, (groups,) = draw(net, 2), axes(net.layers()).values()
+    leg = Swaps(b, tuple(net.layers()), {"hidden0": order(301)})
+    path = Path((*segment(b, b).legs * 12, leg))
+    t = ev.grid(path, 20)
+    _, u = leg.locate(path.locate(t[path.locate(t)[0] == 12])[1])
+    assert set(u.tolist()) == {0.0, 0.5, 1.0}
+    before, during = (gather(at_swap(leg, 7 + u), *groups) for u in (0, 0.3))
+    assert (before != during).any(1).nonzero()[:, 0].tolist() == leg.places[7].sort().values.tolist()
