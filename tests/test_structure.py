@@ -18,12 +18,15 @@ PACKAGE = ROOT / "lossland"
 
 LEVELS = [
     ["errors", "files", "devices"],
-    ["weights", "kernels", "store", "presets", "sources", "sampling", "pictures", "tables", "records"],
+    ["weights", "kernels", "store", "presets", "sources", "sampling", "pictures", "tables", "records",
+     "least_squares", "invertible"],
     ["layers", "tasks", "paths", "metrics"],
     ["models", "batchnorm", "neurons", "families"],
-    ["flows", "adjust", "scoring"],
+    ["flows", "adjust", "legs"],
+    ["scoring", "archive"],
     ["evaluation", "training"],
-    ["connect", "ensembles", "recipes"],
+    ["flow_training", "recipes", "ensembles"],
+    ["many", "connect"],
     ["figures", "slider", "__init__"],
 ]
 """A module imports only from lower levels, never from its own; `__init__` alone may import from all."""
