@@ -26,8 +26,8 @@ def save_path(path: Path, file: FilePath | str) -> None:
     """Write a path to a file, whole or not at all; points that legs share are written once.
 
     Args:
-        path: legs `Mix` with one of the package's bases, `Powers`, `Swaps`, `Moved`: all that `connect`, curves and chains
-            are made of. A function cannot be stored: `load_path` wants the move of a `Moved` leg again.
+        path: legs `Mix` with one of the package's bases, `Powers`, `Swaps`, `Moved`: all that `connect`, curves and
+            chains are made of. A function cannot be stored: `load_path` wants the move of a `Moved` leg again.
         file: where; replaced if it exists.
 
     Raises:
@@ -59,7 +59,7 @@ def load_path(file: FilePath | str, *, move: Move | None = None, device: torch.d
         A plain `Path`; what an `Adjusted` one tells of its knots is not stored.
 
     Raises:
-        ValueError: if the file is not a saved path or has been changed, or a `Moved` leg is in it and no move was given.
+        ValueError: if the file is not a saved path or has been changed, or it has a `Moved` leg and no move was given.
     """
     try:
         tensors, header = unpack(unsealed(FilePath(file).read_bytes()))
@@ -78,7 +78,7 @@ def _bases(points: int) -> dict[str, Basis]:
             **(curved if points > 2 else {})}
 
 
-def _recognised(function: Callable[[Tensor], Tensor], known: Mapping[str, Callable[[Tensor], Tensor]], what: str) -> str:
+def _recognised(function: Basis, known: Mapping[str, Basis], what: str) -> str:
     # By values: a curve's basis is a closure, which has no name of its own.
     s = torch.linspace(0, 1, 19, dtype=torch.float64)
     for name, other in known.items():
@@ -96,7 +96,8 @@ def _described(leg: Leg, place: Callable[[Mapping[str, Tensor]], dict[str, str]]
         return {"kind": "powers", "factor": factor, "powers": dict(leg.powers), "weights": place(leg.weights)}
     if isinstance(leg, Swaps):
         layers = [asdict(layer) for layer in leg.layers]
-        return {"kind": "swaps", "layers": layers, "weights": place(leg.weights), "permutations": place(leg.permutations)}
+        return {"kind": "swaps", "layers": layers, "weights": place(leg.weights),
+                "permutations": place(leg.permutations)}
     if isinstance(leg, Moved):
         groups = [[[asdict(layer) for layer in side] for side in group] for group in leg.groups]
         return {"kind": "moved", "groups": groups, "a": place(leg.a), "b": place(leg.b)}
@@ -116,6 +117,7 @@ def _restored(leg: Mapping[str, Any], tensors: Mapping[str, Tensor], move: Move 
         layers = tuple(Layer(**layer) for layer in leg["layers"])
         return Swaps(point(leg["weights"]), layers, point(leg["permutations"]))
     if move is None:
-        raise ValueError("move must be given: the file has a leg on which a function moves the units, and no code is stored")
+        raise ValueError("move must be given: the file has a leg on which a function moves the units, and no code is "
+                         "stored")
     groups: Groups = tuple(tuple(tuple(Layer(**layer) for layer in side) for side in group) for group in leg["groups"])
     return Moved(point(leg["a"]), point(leg["b"]), groups, move)

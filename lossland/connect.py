@@ -24,12 +24,12 @@ _SLACK = 1e-3  # relative error of a move at its ends that counts as rounding
 @torch.no_grad()
 def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[str, Tensor] | None = None,
             move: str | Move = "linear", scheme: str = "butterfly", match_on: str | None = None,
-            layers: Sequence[Layer] | None = None, task: Task | None = None, knots: int = 11, ridge: float | None = None,
-            solve: str = "knots", progress: bool = False) -> Path:
+            layers: Sequence[Layer] | None = None, task: Task | None = None, knots: int = 11,
+            ridge: float | None = None, solve: str = "knots", progress: bool = False) -> Path:
     """Return a continuous path from `a` to `b`, both reached to the last bit.
 
-    Three choices make AY20's methods: Linear is (None, "linear"), Arc (None, "arc"), IAF flow and RealNVP (None, a flow's
-    move), each on butterflies; Linear + WA and Arc + WA have scheme "adjust"; OT is ("ot", "linear"), OT + WA
+    Three choices make AY20's methods: Linear is (None, "linear"), Arc (None, "arc"), IAF flow and RealNVP (None, a
+    flow's move), each on butterflies; Linear + WA and Arc + WA have scheme "adjust"; OT is ("ot", "linear"), OT + WA
     ("ot", "linear", "adjust").
 
     Args:
@@ -39,9 +39,10 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
             transport. Or unit axis -> (n,) permutation, as `layers.permute` takes it. With a matching the path leads to
             `b` with its units in another order, and then, on a leg of swaps, to `b` itself.
         move: how units move: "linear", "arc" (about the mean of the pooled units), or any `Move`, such as `flow.move`.
-        scheme: what counts as a unit. "butterfly": row, bias and column, for networks with one hidden layer. "rows": the
-            rows of every layer on their own, all layers at once; a `Move` is given those of hidden layers, and the output
-            layer moves straight. "adjust": the rows of the first layer; the second is solved for (`adjust.adjusted`).
+        scheme: what counts as a unit. "butterfly": row, bias and column, for networks with one hidden layer. "rows":
+            the rows of every layer on their own, all layers at once; a `Move` is given those of hidden layers, and the
+            output layer moves straight. "adjust": the rows of the first layer; the second is solved for
+            (`adjust.adjusted`).
         match_on: what "ot" matches: "butterfly" or "rows"; None: "rows" where the scheme is "adjust".
         layers: the network's layers; None: `net.layers()`.
         task: its training images are what "adjust" needs.
@@ -52,8 +53,10 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
         With scheme "adjust" an `adjust.Adjusted`, which tells how well every knot was solved.
 
     Raises:
-        ValueError: for an unknown choice; ends that do not match; different widths or several hidden layers where "ot" or
-            butterflies need one; no task for "adjust"; a `Move` that is not finite or does not start and end at the units.
+        ValueError: for an unknown choice; ends that do not match; different widths or several hidden layers where "ot"
+            or butterflies need one; no task for "adjust"; a `Move` that is not finite or does not start and end at the
+            units.
+        TypeError: if `move` is neither a name nor a function.
 
     Source: AY20 section 3: 3.2 linear and arc, 3.3 flows, 3.4 transport with its swaps, 3.5 weight adjustment.
     """
@@ -68,7 +71,8 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     target = permute(b, layers, order)
     path = _moved(a, target, layers, move, scheme)
     if scheme == "adjust":
-        path = adjusted(net, path, a, target, task, layers=layers, knots=knots, ridge=ridge, solve=solve, progress=progress)
+        path = adjusted(net, path, a, target, task, layers=layers, knots=knots, ridge=ridge, solve=solve,
+                        progress=progress)
     if all(torch.equal(p.cpu(), torch.arange(len(p))) for p in order.values()):
         return path
     return replace(path, legs=(*path.legs, Swaps(b, layers, order)))
@@ -91,8 +95,8 @@ def _order(a: Weights, b: Weights, layers: Sequence[Layer], matching: str | Mapp
     axis = _one_axis(layers, "matching='ot'", "give a permutation for each axis")
     widths = [unit_count(weights, layers, axis) for weights in (a, b)]
     if widths[0] != widths[1]:
-        raise ValueError(f"a and b must have equal numbers of units of {axis!r} for matching='ot', since a bijection needs "
-                         f"them; got {widths[0]} and {widths[1]}")
+        raise ValueError(f"a and b must have equal numbers of units of {axis!r} for matching='ot', since a bijection "
+                         f"needs them; got {widths[0]} and {widths[1]}")
     check_match(a, b)
     writers, readers = axes(layers)[axis]
     units = [gather(weights, writers, readers if match_on == "butterfly" else ()) for weights in (a, b)]
@@ -122,7 +126,8 @@ def _check_move(move: Move, x: Tensor, y: Tensor) -> None:
     if units.shape != (3, *x.shape):
         raise ValueError(f"move must return (T, n, D) = {(3, *x.shape)}, got {tuple(units.shape)}")
     if not torch.isfinite(units).all():
-        raise ValueError(f"move must return finite units, got {int((~torch.isfinite(units)).sum())} NaN or infinite entries")
+        bad = int((~torch.isfinite(units)).sum())
+        raise ValueError(f"move must return finite units, got {bad} NaN or infinite entries")
     for s, found, end in ((0, units[0], x), (1, units[-1], y)):
         gap = float((found - end).norm() / end.norm().clamp(min=1e-30))
         if gap > _SLACK:

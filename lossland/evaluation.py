@@ -36,8 +36,8 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
 
     Args:
         path: the path.
-        points: a number: equidistant t, rounded up so that every leg boundary is among them, and on a leg of `Swaps` its
-            middles and ends of swaps in their place; or the t themselves.
+        points: a number: equidistant t, rounded up so that every leg boundary is among them, and on a leg of `Swaps`
+            the middles and ends of its swaps in their place; or the t themselves.
         swaps: how many swaps of such a leg, evenly spread; None: all of them.
 
     Raises:
@@ -60,7 +60,8 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
 
 @torch.no_grad()
 def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor = 61,
-             swaps: int | None = None, splits: Sequence[str] = ("train", "test"), progress: bool = False) -> pd.DataFrame:
+             swaps: int | None = None, splits: Sequence[str] = ("train", "test"),
+             progress: bool = False) -> pd.DataFrame:
     """Return a table of losses and accuracies along a path: one row per (t, split).
 
     Images are used without augmentation. Batch-norm statistics are re-estimated on the training split at every t, the

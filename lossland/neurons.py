@@ -105,7 +105,8 @@ def match(x: Tensor, y: Tensor, *, solver: str = "assignment", max_iterations: i
     choose("solver", solver, ("assignment", *_PLANS))
     _check_units(x, y)
     if len(x) != len(y):
-        raise ValueError(f"x and y must have equal numbers of units, since a bijection needs them; got {len(x)} and {len(y)}")
+        raise ValueError("x and y must have equal numbers of units, since a bijection needs them; "
+                         f"got {len(x)} and {len(y)}")
     if solver != "assignment":
         return bijection(transport_plan(x, y, solver=solver, max_iterations=max_iterations)).to(x.device)
     _, columns = linear_sum_assignment(_products(x, y).cpu().numpy(), maximize=True)
@@ -114,7 +115,7 @@ def match(x: Tensor, y: Tensor, *, solver: str = "assignment", max_iterations: i
 
 def transport_plan(x: Tensor, y: Tensor, *, solver: str = "emd", regularisation: float = 0.01,
                    max_iterations: int | None = None) -> Tensor:
-    """Return the plan (n, m) that transports n units of equal mass onto m units of equal mass at the least squared distance.
+    """Return the plan (n, m) that transports n units of equal mass onto m such units at the least squared distance.
 
     Args:
         x, y: (n, D) and (m, D) units.
@@ -148,11 +149,12 @@ def transport_plan(x: Tensor, y: Tensor, *, solver: str = "emd", regularisation:
             plan, log = ot.emd(*masses, costs, numItermax=cap, log=True)
             converged = log["warning"] is None
         else:
-            plan, log = ot.sinkhorn(*masses, costs, regularisation * costs.mean(), method="sinkhorn_log", numItermax=cap,
-                                    stopThr=_STOP, log=True)
+            plan, log = ot.sinkhorn(*masses, costs, regularisation * costs.mean(), method="sinkhorn_log",
+                                    numItermax=cap, stopThr=_STOP, log=True)
             converged = log["err"][-1] < _STOP
     if not converged:
-        raise RuntimeError(f"solver {solver!r} has not converged after max_iterations={cap} on {costs.shape} units; allow more")
+        raise RuntimeError(f"solver {solver!r} has not converged after max_iterations={cap} on {costs.shape} units; "
+                           "allow more")
     return torch.from_numpy(plan)
 
 
@@ -218,10 +220,9 @@ def swaps(permutation: Tensor) -> Tensor:
 
 
 def _entries(permutation: Tensor) -> list[int]:
-    entries = torch.as_tensor(permutation).tolist()
-    if not isinstance(entries, list) or sorted(entries) != list(range(len(entries))):
-        raise ValueError(f"permutation must hold each of 0..n-1 once, got {len(torch.as_tensor(permutation).reshape(-1))} "
-                         "entries that do not")
+    entries = torch.as_tensor(permutation).reshape(-1).tolist()
+    if sorted(entries) != list(range(len(entries))):
+        raise ValueError(f"permutation must hold each of 0..n-1 once, got {len(entries)} entries that do not")
     return entries
 
 
@@ -230,12 +231,13 @@ def _check_units(x: Tensor, y: Tensor) -> None:
         if units.ndim != 2 or not len(units):
             raise ValueError(f"{name} must be a matrix (n, D) of units, got shape {tuple(units.shape)}")
         if not torch.isfinite(units).all():
-            raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(units)).sum())} NaN or infinite entries")
+            bad = int((~torch.isfinite(units)).sum())
+            raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have units of equal length D, got {x.shape[1]} and {y.shape[1]}")
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Return the inner products (n, m), in float64: rounding in float32 is as large as the difference of near matchings."""
-    other = y.double().T
+    """Return the inner products (n, m) in float64."""
+    other = y.double().T  # single precision would round away what tells one matching from the next best
     return torch.cat([rows.double() @ other for rows in x.split(_ROWS)])

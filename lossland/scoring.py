@@ -189,8 +189,8 @@ def _one_hidden(net: nn.Module) -> bool:
 class Exchanges:
     """Points of the permutation stage of a one-hidden-layer network, evaluated together.
 
-    On the way of a swap two units differ from the network at the end, so its features are computed once for all swaps, and
-    a point's logits are a rank-two update of its logits. Completed swaps change nothing and share one evaluation.
+    On the way of a swap two units differ from the network at the end, so its features are computed once for all swaps,
+    and a point's logits are a rank-two update of its logits. Completed swaps change nothing and share one evaluation.
     """
 
     way = "rank two"
@@ -212,7 +212,8 @@ class Exchanges:
         moving = ((u > 0) & (u < 1)).nonzero()[:, 0]
         resting = ((u == 0) | (u == 1)).nonzero()[:, 0]
         units, u = self.leg.units.to(weight.device), u.to(weight.device)
-        for images, labels in batches(self.task, split, max(1, _SHARED // (len(weight) * weight.itemsize)), weight.dtype):
+        size = max(1, _SHARED // (len(weight) * weight.itemsize))
+        for images, labels in batches(self.task, split, size, weight.dtype):
             features = torch.addmm(bias, weight, images.flatten(1).T)  # (n, b): a unit's features lie together
             for z, y in zip(features.split(_TILE[1], 1), labels.split(_TILE[1]), strict=True):
                 logits = torch.addmm(shift, head, z.relu())  # (C, b')
@@ -220,8 +221,8 @@ class Exchanges:
                     sums.add(where[resting], logits.T[None], y)
                 for rows in moving.split(_TILE[0]):
                     p, q = units[swap[rows].to(units.device)].unbind(1)
-                    changed = kernels.exchange_logits(logits, (z[p], z[q]), (head.T[p], head.T[q]), u[rows.to(u.device)])
-                    sums.add(where[rows], changed, y)
+                    heads = head.T[p], head.T[q]
+                    sums.add(where[rows], kernels.exchange_logits(logits, (z[p], z[q]), heads, u[rows.to(u.device)]), y)
             tick(len(where) * len(labels) / len(split))
 
     def distances(self, s: Tensor, origin: Weights | None) -> Tensor:

@@ -88,9 +88,10 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> tuple[Tensor
 def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tuple[Tensor, Tensor], u: Tensor) -> Tensor:
     """Return the logits of T networks that differ from one in two hidden ReLU units each, half exchanged.
 
-    In network t the places of units p and q hold (1 - u) p + u q and (1 - u) q + u p, incoming and outgoing weights alike.
-    With r1, r2 the ReLUs of the mixed pre-activations, and heads c, the update has rank two:
-    c_p ((1 - u) r1 + u r2 - relu(z_p)) + c_q (u r1 + (1 - u) r2 - relu(z_q)). It is zero, to the last bit, at u = 0 and 1.
+    In network t the places of units p and q hold (1 - u) p + u q and (1 - u) q + u p, incoming and outgoing weights
+    alike. With r1, r2 the ReLUs of the mixed pre-activations, and heads c, the update has rank two:
+    c_p ((1 - u) r1 + u r2 - relu(z_p)) + c_q (u r1 + (1 - u) r2 - relu(z_q)). At u = 0 and 1 it is
+    zero to the last bit.
 
     Args:
         logits: (C, N) of the network with p and q in place, images last: classes are few.
@@ -110,10 +111,11 @@ def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tupl
     classes, images = logits.shape
     points = len(u)
     if {p.shape, q.shape} != {(points, images)} or {head_p.shape, head_q.shape} != {(points, classes)}:
-        raise ValueError(f"logits (C, N) = {tuple(logits.shape)} and T = {points} need features (T, N) and heads (T, C), got "
-                         f"{tuple(p.shape)}, {tuple(q.shape)} and {tuple(head_p.shape)}, {tuple(head_q.shape)}")
+        raise ValueError(f"logits (C, N) = {tuple(logits.shape)} and T = {points} need features (T, N) and heads (T, C)"
+                         f", got {tuple(p.shape)}, {tuple(q.shape)} and {tuple(head_p.shape)}, {tuple(head_q.shape)}")
     done = u[:, None].to(p.dtype)
     left = 1 - done
     first, second = (left * p + done * q).relu_(), (left * q + done * p).relu_()
-    change = torch.stack([left * first + done * second - p.relu(), done * first + left * second - q.relu()], 1)  # (T, 2, N)
-    return torch.baddbmm(logits, torch.stack([head_p, head_q], 2), change).transpose(1, 2)
+    of_p, of_q = left * first + done * second - p.relu(), done * first + left * second - q.relu()
+    heads = torch.stack([head_p, head_q], 2)  # (T, C, 2)
+    return torch.baddbmm(logits, heads, torch.stack([of_p, of_q], 1)).transpose(1, 2)
