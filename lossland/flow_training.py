@@ -22,6 +22,8 @@ from lossland.tasks import Task
 from lossland.training import Checkpoint, _stream
 from lossland.weights import Weights, check_finite, check_match, from_vector, mix, skeleton, to_vector
 
+VERSION = 1  # of the numbers this training produces: raised whenever the same settings would give another flow
+
 Objective = Callable[[Flow, torch.Generator], Tensor]
 
 

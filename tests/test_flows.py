@@ -97,6 +97,21 @@ def test_the_slow_direction_of_iaf_is_nflows_own_and_inverts_the_fast_one():
     assert_close(back, -logdet)
 
 
+def test_the_slow_direction_goes_on_until_it_rests():
+    units = correlated(200, 16)
+    flow = shaken(iaf(units), 0.4)
+    noise, _ = flow.to_noise(units)
+    assert_close(flow.to_units(noise), units, atol=1e-6, rtol=1e-6)
+
+
+def test_a_coupling_can_expand_and_its_scales_are_bounded():
+    coupling = realnvp(correlated(), couplings=1, hidden=4).module.steps[0]
+    parameters = torch.tensor([[0.0] * 3 + [30.0, 0.5, -30.0]], dtype=torch.float64)
+    scale, shift = coupling._scale_and_shift(parameters)
+    assert_close(scale.log(), torch.tensor([[2.0, 2 * math.tanh(0.25), -2.0]], dtype=torch.float64), atol=1e-6, rtol=1e-6)
+    assert_close(shift, torch.zeros_like(shift))
+
+
 def test_the_gradient_of_the_slow_direction_is_that_of_its_unrolled_passes():
     flow = shaken(iaf(correlated()))
     layer = flow.module.steps[0]
@@ -132,6 +147,21 @@ def test_a_move_keeps_its_contract(flow):
         assert_close(row, flow.move(x, y, one[None])[0], atol=1e-5, rtol=1e-5)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     assert_close(flow.move(x[order], y[order], s), moved[:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_ends_are_exact_where_the_flow_is_less_precise_than_the_units(flow):
+    x, y = correlated(40, seed=1), correlated(40, seed=2)  # float64
+    moved = flow.to(x.float()).move(x, y, torch.tensor([0.0, 0.5, 1.0]))
+    assert moved.dtype == x.dtype
+    assert torch.equal(moved[0], x) and torch.equal(moved[2], y)
+
+
+def test_what_the_inverse_loses_makes_no_jump_at_the_ends(flow, monkeypatch):
+    real = Flow.to_units
+    monkeypatch.setattr(Flow, "to_units", lambda self, noise: real(self, noise) + 3e-5)  # within the accepted error
+    x, y = correlated(40, seed=1), correlated(40, seed=2)
+    moved = flow.move(x, y, torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64))
+    assert_close(moved, torch.stack([x, y]), atol=1e-6, rtol=0)
 
 
 def test_many_points_are_mapped_in_pieces_with_the_same_result(flow, monkeypatch):
@@ -263,10 +293,11 @@ def test_bad_input_is_refused(make, message):
         make(correlated())
 
 
-def test_coordinates_that_never_vary_do_no_harm(kind):
+@pytest.mark.parametrize("standardise", ["covariance", "coordinates"])
+def test_coordinates_that_never_vary_do_no_harm(kind, standardise):
     units = correlated()
     units[:, 2] = 0.25
-    flow = kind(units)
+    flow = kind(units, standardise=standardise)
     moved = flow.move(units[:100], units[100:200], torch.linspace(0, 1, 5))
     assert bool(moved.isfinite().all())
     assert_close(moved[..., 2], torch.full_like(moved[..., 2], 0.25), atol=1e-6, rtol=0)
@@ -304,6 +335,22 @@ def test_a_bijection_lowers_the_loss_between_networks_that_it_never_saw(connecte
 
     assert loss(fit.flow) < loss(flow)
     assert fit.history["loss"].iloc[-1] < fit.history["loss"].iloc[0]
+
+
+def test_a_bijection_minimises_the_loss_of_the_point_on_the_path(connected):
+    from torch.func import functional_call
+    from torch.nn.functional import cross_entropy
+
+    task, net, networks, group = connected
+    task = replace(task, train=task.train.__class__(task.train.images[:1], task.train.labels[:1]))  # every batch is this image
+    two = [networks[0], {**networks[1], "linear.1.bias": networks[1]["linear.1.bias"] + 5}]
+    flow = realnvp(torch.cat([gather(w, *group) for w in two]), hidden=8)
+    found = fit_bijection(flow, net, two, task, t=0.5, steps=1, batch=2).history["loss"].item()
+    moved = flow.move(gather(two[0], *group), gather(two[1], *group), torch.tensor([0.5]))[0]
+    point = scatter(mix(two, torch.tensor([0.5, 0.5])), moved, *group)
+    real = models.MLP(task.input_shape, task.classes, widths=(12,)).double()
+    logits = functional_call(real, point, (task.prepare(task.train.images, torch.float64),))
+    assert found == pytest.approx(float(cross_entropy(logits, task.train.labels)), rel=1e-6)
 
 
 def test_a_bijection_is_a_function_of_its_seed_and_leaves_networks_alone(connected):
