@@ -101,7 +101,7 @@ def _train(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Recipe
     title = f"{len(starts)} networks"
     with tqdm(total=recipe.epochs, initial=epoch, desc=title, unit="epoch", disable=not progress) as bar:
         for epoch in range(epoch, recipe.epochs):
-            row = _epoch(gradient, points, velocity, task, recipe, seeds, epoch)
+            row = _epoch(gradient, points, velocity, task=task, recipe=recipe, seeds=seeds, epoch=epoch)
             history.append(row)
             if checkpoint:
                 checkpoint.save({"points": points, "velocity": velocity}, {"epoch": epoch + 1, "history": history})
@@ -120,8 +120,8 @@ def _gradient(net: nn.Module, like: Weights) -> Callable[[Tensor, Tensor, Tensor
     return vmap(grad_and_value(loss))
 
 
-def _epoch(gradient: Callable[..., tuple[Tensor, Tensor]], points: Tensor, velocity: Tensor, task: Task, recipe: Recipe,
-           seeds: Sequence[int], epoch: int) -> dict[str, float]:
+def _epoch(gradient: Callable[..., tuple[Tensor, Tensor]], points: Tensor, velocity: Tensor, *, task: Task,
+           recipe: Recipe, seeds: Sequence[int], epoch: int) -> dict[str, float]:
     """Run one epoch in place; return its row of the history, the loss averaged over images and networks."""
     started, lr, total = time.perf_counter(), learning_rate(recipe, epoch), points.new_zeros(len(points))
     orders = [torch.Generator().manual_seed(_stream(seed, epoch, 0)) for seed in seeds]
