@@ -74,7 +74,8 @@ class AccessibleTables(SphinxPostTransform):
 def plain_citation_list(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:
     """Take the role "list" from the list of citations: its entries have a role of their own, which no list may hold."""
     if "body" in context:
-        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        listed, plain = '<div role="list" class="citation-list">', '<div class="citation-list">'
+        context["body"] = context["body"].replace(listed, plain)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

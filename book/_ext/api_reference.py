@@ -10,16 +10,17 @@ from execution_cache import package_sources
 from sphinx.application import Sphinx
 
 MARKER = "<!-- modules -->"
-IMPORT = re.compile(r"^\s*(?:from\s+(?:lossland)?\.?([\w.]*)\s+import\s+([\w, ]+)|import\s+lossland\.([\w.]+))", re.M)
+FROM, PLAIN = r"from\s+(?:lossland)?\.?([\w.]*)\s+import\s+([\w, ]+)", r"import\s+lossland\.([\w.]+)"
+IMPORT = re.compile(rf"^\s*(?:{FROM}|{PLAIN})", re.M)
 
 
 def public_modules() -> dict[str, Path]:
     """Return dotted name -> file of every module without a leading underscore, the package itself left out."""
     sources = package_sources()
-    root = next(path for path in sources if path.name == "__init__.py" and path.parent == min(p.parent for p in sources))
+    root = min((path.parent for path in sources), key=lambda folder: len(folder.parts))
     found = {}
     for path in sources:
-        parts = path.relative_to(root.parent).with_suffix("").parts
+        parts = path.relative_to(root).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if parts and not any(part.startswith("_") for part in parts):
             found[".".join(parts)] = path

@@ -65,7 +65,8 @@ def normalise(notebook: NotebookNode, stamp: str) -> NotebookNode:
         cell.execution_count = count  # nbval takes a cell with outputs and no number for one that was not run
         cell.outputs = [normalise_output(output, count) for output in merged_streams(cell.outputs)]
     kept = {key: value for key, value in notebook.metadata.items() if key not in ("papermill", "widgets")}
-    notebook.metadata = {**kept, "kernelspec": KERNEL, "language_info": {"name": "python"}, "lossland": {"stamp": stamp}}
+    ours = {"kernelspec": KERNEL, "language_info": {"name": "python"}, "lossland": {"stamp": stamp}}
+    notebook.metadata = {**kept, **ours}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return nbformat.from_dict(notebook)
 
@@ -87,7 +88,8 @@ def refresh(path: Path) -> float:
     notebook = read(path)
     stamp = source_stamp(notebook)
     started = time.monotonic()
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    place = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
     seconds = time.monotonic() - started
     partial = path.with_suffix(".partial")
     nbformat.write(normalise(notebook, stamp), partial)

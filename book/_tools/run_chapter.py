@@ -21,7 +21,8 @@ def refuse_unknown(parameters: dict[str, Any], known: list[str], where: str) -> 
     """Raise ValueError for a parameter that nothing declares, naming the nearest one."""
     for name in parameters:
         if name not in known:
-            raise ValueError(f"unknown parameter {name!r}{nearest(name, known)}; parameters of {where}: {', '.join(known)}")
+            listed = ", ".join(known)
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, known)}; parameters of {where}: {listed}")
 
 
 def chosen(scale: str | None, params: Path | None) -> dict[str, Any]:

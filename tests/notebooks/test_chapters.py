@@ -19,7 +19,8 @@ TAGS = {
     "parameters", "nbval-check-output", "hide-input", "hide-output", "hide-cell", "remove-input", "remove-output",
     "remove-cell", "remove-stdout", "full-width", "margin",
 }
-ABSOLUTE = re.compile(r"(?<![\w.:/<~-])/(?:home|root|tmp|Users|usr|opt|var|mnt|work|content|data|private)/|\b[A-Z]:\\\\?\w")
+ROOTS = "home|root|tmp|Users|usr|opt|var|mnt|work|content|data|private"
+ABSOLUTE = re.compile(rf"(?<![\w.:/<~-])/(?:{ROOTS})/|\b[A-Z]:\\\\?\w")
 KILOBYTES, CODE_LINES, ALT_LETTERS = 300, 15, 25
 
 
@@ -80,7 +81,8 @@ def test_shared_parameters_have_their_names_and_types(notebook):
 def test_default_scale_is_tiny_on_embedded_data(notebook):
     values = {statement.target.id: ast.literal_eval(statement.value)
               for statement in ast.parse(parameters_cell(notebook).source).body}
-    assert (values["scale"], values["dataset"], values["device"], values["progress"]) == ("tiny", "digits", "auto", False)
+    expected = {"scale": "tiny", "dataset": "digits", "device": "auto", "progress": False}
+    assert {name: values[name] for name in expected} == expected
 
 
 def test_papermill_can_explain_the_parameters(path, notebook):

@@ -42,7 +42,8 @@ def test_build_ends_with_seconds_and_address_and_keeps_what_is_done(tmp_path):
     assert "chapters/01_small" in first.stdout
     assert first.stdout.rstrip().splitlines()[-1].endswith((tmp_path / "_build" / "html" / "index.html").as_uri())
     assert "Executing notebook" not in build_small(tmp_path).stdout
-    chapter.write_text(chapter.read_text(encoding="utf-8").replace("seed, epochs)", "seed, epochs, 1)"), encoding="utf-8")
+    edited = chapter.read_text(encoding="utf-8").replace("seed, epochs)", "seed, epochs, 1)")
+    chapter.write_text(edited, encoding="utf-8")
     assert "Executing notebook" in build_small(tmp_path).stdout
 
 

@@ -89,9 +89,11 @@ def png(size=(300, 200)):
 
 
 def notebook():
-    code = nbformat.v4.new_code_cell("1", id="one", execution_count=3, metadata={"execution": {}, "tags": ["hide-input"]})
+    metadata = {"execution": {}, "tags": ["hide-input"]}
+    code = nbformat.v4.new_code_cell("1", id="one", execution_count=3, metadata=metadata)
     code.outputs = [
-        nbformat.v4.new_output("stream", name="stdout", text="a"), nbformat.v4.new_output("stream", name="stdout", text="b"),
+        nbformat.v4.new_output("stream", name="stdout", text="a"),
+        nbformat.v4.new_output("stream", name="stdout", text="b"),
         nbformat.v4.new_output("execute_result", data={"image/png": png()}, execution_count=3),
     ]
     return nbformat.v4.new_notebook(cells=[code], metadata={"papermill": {}})

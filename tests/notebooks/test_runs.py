@@ -26,7 +26,8 @@ def papermill(folder, chapter, store, *arguments):
     shutil.copy(chapter, folder / chapter.name)
     known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", chapter.name, "out.ipynb", *arguments],
+        [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", chapter.name, "out.ipynb",
+         *arguments],
         cwd=folder, env={**known, **ONE_THREAD, "LOSSLAND_STORE": str(store), "JUPYTER_PREFER_ENV_PATH": "1"},
         capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, check=False)
 
@@ -82,6 +83,6 @@ def test_unknown_scale_is_refused_with_the_nearest(tmp_path, chapter, store):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_papermill_explains_the_parameters(chapter):
-    run = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(chapter)], capture_output=True, text=True,
-                         timeout=120, check=True)
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(chapter)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert not [name for name in parameter_names(chapter) if f"{name}:" not in run.stdout]

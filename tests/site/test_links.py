@@ -80,7 +80,10 @@ def test_site_is_small():
     assert size < MEGABYTES * 1e6
 
 
-@pytest.mark.parametrize("chapter", sorted((ROOT / "book" / "chapters").glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+CHAPTERS = sorted((ROOT / "book" / "chapters").glob("[0-9]*.ipynb"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_is_rendered_and_can_be_downloaded(chapter):
     page = HTML / "chapters" / f"{chapter.stem}.html"
     links = [link["href"] for link in parsed(page).find_all("a", href=True) if link["href"].endswith(".ipynb")]
