@@ -10,9 +10,12 @@ Examples:
     >>> ll.evaluate(net, ll.segment(a, b), task).groupby("split").accuracy.min()  # doctest: +SKIP
 """
 
+from lossland.connect import connect
 from lossland.evaluation import evaluate, plane, predict
 from lossland.families import Family, bezier, chain, line, point, simplex
 from lossland.figures import plot_path, plot_plane
+from lossland.flow_training import fit_bijection, fit_likelihood
+from lossland.flows import iaf, realnvp
 from lossland.layers import Layer, permute, verify
 from lossland.metrics import along, barrier
 from lossland.neurons import pooled_centre
@@ -29,7 +32,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "along", "arc", "barrier", "bezier",
-    "chain", "endpoints", "evaluate", "fit", "join", "line", "load_task", "network", "permute", "plane",
-    "plot_path", "plot_plane", "point", "pooled_centre", "predict", "recipe_for", "results_table", "segment",
-    "simplex", "slider", "table", "through_origin", "trained", "verify",
+    "chain", "connect", "endpoints", "evaluate", "fit", "fit_bijection", "fit_likelihood", "iaf", "join",
+    "line", "load_task", "network", "permute", "plane", "plot_path", "plot_plane", "point", "pooled_centre",
+    "predict", "realnvp", "recipe_for", "results_table", "segment", "simplex", "slider", "table",
+    "through_origin", "trained", "verify",
 ]
