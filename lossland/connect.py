@@ -56,10 +56,13 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
         ValueError: for an unknown choice; ends that do not match; different widths or several hidden layers where "ot"
             or butterflies need one; no task for "adjust"; a `Move` that is not finite or does not start and end at the
             units.
-        TypeError: if `move` is neither a name nor a function.
+        TypeError: if `move` is neither a name nor a function, or the network has no layer list.
 
     Source: AY20 section 3: 3.2 linear and arc, 3.3 flows, 3.4 transport with its swaps, 3.5 weight adjustment.
     """
+    if layers is None and not hasattr(net, "layers"):
+        raise TypeError(f"layers must be given for {type(net).__name__}, which has no method layers(): a list such as "
+                        "[ll.Layer('first', None, 'hidden'), ll.Layer('second', 'hidden', None)]")
     layers = tuple(net.layers() if layers is None else layers)
     choose("scheme", scheme, SCHEMES)
     if scheme == "adjust" and task is None:

@@ -15,7 +15,7 @@ from lossland.legs import Swaps
 from lossland.paths import Leg, Mix, Path
 from lossland.scoring import Exchanges, Mixtures, Stateless, Sums, add_point, logits_of
 from lossland.tasks import Split, Task
-from lossland.weights import Weights, at, check_finite, check_match, distance, inner
+from lossland.weights import Weights, at, check_belongs, check_finite, check_match, distance, inner
 
 
 def _check_split(task: Task, splits: Sequence[str]) -> dict[str, Split]:
@@ -51,6 +51,8 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
             if isinstance(leg, Swaps):
                 t = torch.cat([t[path.locate(t)[0] != number], (number + leg.knots(swaps)) / len(path.legs)]).unique()
         return t
+    if isinstance(points, str):
+        raise TypeError(f"points must be a number or the t themselves, got {points!r}")
     t = torch.as_tensor(points, dtype=torch.float64).reshape(-1)
     if not len(t):
         raise ValueError("points must hold at least one t, got none")
@@ -93,6 +95,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     t = grid(path, points, swaps=swaps)
     leg, s = path.locate(t)
     chosen = _check_split(task, splits)
+    check_belongs(net, path.point(0.0), "the start of path")
     walk = _Walk(net, task, chosen, path.point(0.0), len(t))
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
         for number in leg.unique().tolist():
@@ -150,6 +153,7 @@ def predict(net: nn.Module, weights: Weights, task: Task, split: str = "test") -
     Raises:
         ValueError: for an unknown split, or weights that are NaN or infinite.
     """
+    check_belongs(net, weights, "weights")
     check_finite(weights, "weights")
     return torch.cat([logits for logits, _ in logits_of(Stateless(net, task), weights, task.split(split))])
 
@@ -187,6 +191,8 @@ def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int 
     columns, rows = (cells, cells) if isinstance(cells, int) else cells
     if min(columns, rows) < 2:
         raise ValueError(f"cells must be >= 2 along x and y, got {cells}")
+    for name, point in points.items():
+        check_belongs(net, point, f"points[{name!r}]")
     three = list(points.values())
     where = plane_coordinates(three, three)  # (3, 2)
     low, high = where.min(0).values, where.max(0).values

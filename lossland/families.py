@@ -129,10 +129,14 @@ def simplex(points: Sequence[Weights]) -> Family:
 
 
 def _curve(kind: str, a: Weights, b: Weights, bends: int, ends: str) -> Family:
+    if isinstance(bends, bool) or not isinstance(bends, int):
+        raise TypeError(f"bends must be a whole number, got {bends!r}")
     if bends < 1:
         raise ValueError(f"bends must be >= 1 (interior control points), got {bends}")
     choose("ends", ends, ("fixed", "free"))
     check_match(a, b)
+    for end, name in ((a, "a"), (b, "b")):
+        check_finite(end, name)
     even = linear_basis(torch.linspace(0, 1, bends + 2, dtype=torch.float64)[1:-1])
     inner = [mix((a, b), c) for c in even]
     movable = ends == "free"

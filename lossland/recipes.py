@@ -102,6 +102,10 @@ def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | 
 
     Source: AY20 section 5: independent initialisations and data orders.
     """
+    if isinstance(seeds, int):
+        raise TypeError(f"seeds must be a sequence such as (1, 2), got {seeds!r}")
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"seeds must be >= 0, got {list(seeds)}")
     if not len(seeds):
         raise ValueError("seeds must hold at least one seed, got none")
     net, recipe = network(task, model, **sizes), recipe or recipe_for(task)

@@ -26,7 +26,7 @@ from lossland.batchnorm import fresh_buffers
 from lossland.errors import choose
 from lossland.families import Family
 from lossland.tasks import Task
-from lossland.weights import Weights, from_vector, skeleton, to_vector
+from lossland.weights import Weights, check_belongs, from_vector, skeleton, to_vector
 
 VERSION = 1  # of the numbers this loop produces: raised whenever the same recipe would give other weights
 _SCHEDULES = ("piecewise", "cosine", "constant")
@@ -273,11 +273,16 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
 
     Raises:
         FloatingPointError: if the loss or a weight becomes NaN or infinite, naming epoch, step and sampled member.
+        ValueError, TypeError: if the control points are not weights of `net`.
 
     Source: G18 Eq. (3) and A.2; W21 Algorithm 1 (without its regulariser); AY20 section 5 for plain training.
     """
+    if not isinstance(family, Family):
+        raise TypeError(f"family must be a Family, such as ll.bezier(a, b), got {type(family).__name__}")
     device = task.split(split).images.device
-    cast = [{name: tensor.to(device, recipe.dtype) for name, tensor in p.items()} for p in family.points]
+    for i, p in enumerate(family.points):
+        check_belongs(net, p, f"family.points[{i}]")
+    cast = [{name: tensor.detach().to(device, recipe.dtype) for name, tensor in p.items()} for p in family.points]
     points = torch.stack([to_vector(p) for p in cast])  # (k, P)
     state = _State(points, torch.zeros_like(points))
     state.restore(checkpoint)

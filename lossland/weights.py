@@ -55,13 +55,39 @@ def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
             raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries in {key!r}")
 
 
+def check_belongs(net: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raise unless `weights` are weights of `net`: its parameters, all of them and nothing else, with their shapes.
+
+    Raises:
+        ValueError: naming what is missing, what does not belong, or the shape that differs.
+        TypeError: if `weights` is not a dictionary of tensors.
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"{name} must be a dictionary parameter name -> tensor, such as dict(net.named_parameters()), "
+                        f"got {type(weights).__name__}")
+    shapes = {key: tuple(parameter.shape) for key, parameter in net.named_parameters()}
+    missing, extra = [k for k in shapes if k not in weights], [k for k in weights if k not in shapes]
+    if missing or extra:
+        hint = "; pass dict(net.named_parameters()), not state_dict()" if set(extra) & buffers_of(net).keys() else ""
+        raise ValueError(f"{name} must hold the parameters of {type(net).__name__}; missing {missing}, "
+                         f"not a parameter {extra}{hint}")
+    for key, shape in shapes.items():
+        if tuple(weights[key].shape) != shape:
+            raise ValueError(f"{name} must fit the network: {key!r} is {shape} there, got {tuple(weights[key].shape)}")
+
+
 def check_match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[str, str] = ("a", "b")) -> None:
     """Raise unless `a` and `b` have the same parameter names and shapes.
 
     Raises:
         ValueError: naming the parameter that differs, and both shapes.
+        TypeError: if one of them is not a dictionary.
     """
     first, second = names
+    for value, name in ((a, first), (b, second)):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} must be a dictionary parameter name -> tensor, such as "
+                            f"dict(net.named_parameters()), got {type(value).__name__}")
     if a.keys() != b.keys():
         missing, extra = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
         raise ValueError(

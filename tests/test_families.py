@@ -58,8 +58,14 @@ def test_midpoints():
     assert_close(bent.midpoint()["w"], (A["w"] + 2 * C["w"] + B["w"]) / 4)
 
 
+def test_bends_are_whole_numbers():
+    with pytest.raises(TypeError, match="bends must be a whole number, got 1.5"):
+        families.bezier(A, B, bends=1.5)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: families.bezier(A, B, bends=0), "bends must be >= 1 .*, got 0"),
+    (lambda: families.chain(A, {"w": A["w"] / 0}), "b must be finite"),
     (lambda: families.chain(A, B, ends="lose"), "ends must be one of 'fixed', 'free'; got 'lose'"),
     (lambda: families.chain(A, {"w": torch.zeros(2, 3)}), "same shapes"),
     (lambda: families.line(A, {"v": A["w"]}), "same parameter names"),

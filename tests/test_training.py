@@ -136,6 +136,24 @@ def test_training_learns_and_leaves_torchs_generators_alone(task):
     assert history.accuracy.iloc[-1] > 0.9 > history.accuracy.iloc[0]
 
 
+def test_a_users_parameters_with_gradients_are_trained_and_stay_as_they_are(task):
+    nets = [models.MLP(task.input_shape, task.classes, widths=(6,)) for _ in range(2)]
+    a, b = (dict(net.named_parameters()) for net in nets)
+    before = to_vector(a).clone()
+    trained = fit(nets[0], families.bezier(a, b), task, replace(FAST, epochs=1)).family
+    assert torch.equal(to_vector(a), before) and a["linear.0.weight"].requires_grad
+    assert not any(value.requires_grad for point in trained.points for value in point.values())
+
+
+def test_what_is_no_family_of_this_network_is_refused(task):
+    net = mlp(task)
+    with pytest.raises(TypeError, match="family must be a Family, .* got Path"):
+        fit(net, families.line(start(net), start(net, 1)).path(), task, FAST)
+    other = models.build("mlp", task.input_shape, task.classes, width=7)
+    with pytest.raises(ValueError, match="family.points\\[0\\] must fit the network: 'linear.0.weight'"):
+        fit(net, families.point(start(other)), task, FAST)
+
+
 def test_seeds_decide_everything(task):
     net = mlp(task)
     first, again, other = (fit(net, families.point(start(net)), task, FAST, seed=s).family.points[0] for s in (0, 0, 1))

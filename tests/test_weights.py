@@ -77,3 +77,18 @@ def test_wrong_numbers_of_coefficients_and_entries_are_named():
         w.mix([random_weights(0), random_weights(1)], torch.ones(3))
     with pytest.raises(ValueError, match="shape \\(10,\\), got \\(9,\\)"):
         w.from_vector(torch.zeros(9), random_weights(0))
+
+
+def test_weights_of_another_network_are_refused_by_name():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    w.check_belongs(net, dict(net.named_parameters()), "a")
+    with pytest.raises(ValueError, match="a must hold the parameters of Sequential; .*'1.running_mean'.*not state_dict"):
+        w.check_belongs(net, net.state_dict(), "a")
+    with pytest.raises(ValueError, match="missing \\['0.weight'.*not a parameter \\['w'\\]"):
+        w.check_belongs(net, {"w": torch.ones(1)}, "a")
+    with pytest.raises(ValueError, match="'0.weight' is \\(3, 2\\) there, got \\(4, 2\\)"):
+        w.check_belongs(net, {**dict(net.named_parameters()), "0.weight": torch.ones(4, 2)}, "a")
+    with pytest.raises(TypeError, match="a must be a dictionary .* got Sequential"):
+        w.check_belongs(net, net, "a")
+    with pytest.raises(TypeError, match="first must be a dictionary .* got Sequential"):
+        w.check_match(net, net, ("first", "second"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from chapters import ROOT, chapters, find_chapter, nearest, parameter_names, read_parameters
 
-SCALE = "laptop"
+SCALE = "tiny"
 
 
 def refuse_unknown(parameters: dict[str, Any], known: list[str], where: str) -> None:
@@ -26,7 +26,7 @@ def refuse_unknown(parameters: dict[str, Any], known: list[str], where: str) -> 
 
 
 def chosen(scale: str | None, params: Path | None) -> dict[str, Any]:
-    """Return the parameters of a run: the file's, with the scale of the command line, else the file's, else laptop."""
+    """Return the parameters of a run: the file's, with the scale of the command line, else the file's, else tiny."""
     parameters = read_parameters(params)
     return {**parameters, "scale": scale or parameters.get("scale", SCALE)}
 
