@@ -128,7 +128,7 @@ def test_unknown_chapter_lists_the_chapters(tmp_path, name):
 def test_scale_of_the_command_line_beats_the_file_s(tmp_path):
     file = tmp_path / "mine.yml"
     file.write_text("scale: gpu\nseed: 3\n", encoding="utf-8")
-    assert chosen(None, None) == {"scale": "laptop"}
+    assert chosen(None, None) == {"scale": "tiny"}
     assert chosen(None, file) == {"scale": "gpu", "seed": 3}
     assert chosen("tiny", file) == {"scale": "tiny", "seed": 3}
 
