@@ -22,6 +22,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_N
 
 PACKAGE := $(shell find lossland -name '*.py' 2>/dev/null)
 CHAPTERS := $(wildcard book/chapters/[0-9]*.ipynb)
+NUMBERS := $(wildcard book/papers/*.yml book/results/*/*.json)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
 VERSIONS := pyproject.toml constraints.txt
 
@@ -43,7 +44,7 @@ $(VENV)/.installed: $(VERSIONS) | $(VENV)/bin/python
 	$(PY) -m pip install --disable-pip-version-check -e '.[book,test]' -c constraints.txt
 	@touch $@
 
-_build/.book: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(PAGES) book/_tools/build_book.py
+_build/.book: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(NUMBERS) $(PAGES) book/_tools/build_book.py
 	@mkdir -p _build && rm -f $@
 	$(PY) book/_tools/build_book.py $(if $(STRICT),--strict) $(if $(FRESH),--fresh)
 	@touch $@
@@ -64,7 +65,7 @@ unit-tests: $(INSTALLED)
 notebook-tests: unit-tests _build/.nbval
 	$(ONE_THREAD) $(PY) -m pytest tests/notebooks
 
-_build/.nbval: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS)
+_build/.nbval: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(NUMBERS)
 	@mkdir -p _build
 	$(ONE_THREAD) $(PY) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider book/chapters
 	@touch $@

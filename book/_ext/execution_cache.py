@@ -28,8 +28,8 @@ def package_sources() -> list[Path]:
     return sorted(Path(spec.origin).parent.rglob("*.py"))
 
 
-def cache_key() -> str:
-    """Return 16 hexadecimal digits: the package's source, the Python and the main libraries' versions."""
+def cache_key(book: Path | None = None) -> str:
+    """Return 16 hexadecimal digits: package, main versions, and the numbers that pages quote from `book`."""
     digest = hashlib.sha256(f"python {sys.version_info[:2]}\n".encode())
     for name in MAIN:
         try:
@@ -39,12 +39,14 @@ def cache_key() -> str:
     sources = package_sources()
     for path in sources:
         digest.update(path.relative_to(sources[0].parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted([*book.glob("papers/*.yml"), *book.glob("results/*/*.json")]) if book else []:
+        digest.update(path.relative_to(book).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def set_cache_path(app: Sphinx, config: Config) -> None:
     """Point myst-nb at a cache that belongs to this package and these versions."""
-    config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / cache_key())
+    config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / cache_key(Path(app.srcdir)))
 
 
 def write_timings(app: Sphinx, error: Exception | None) -> None:

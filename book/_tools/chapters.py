@@ -93,12 +93,13 @@ def package_files(root: Path = ROOT) -> list[Path]:
 
 
 def source_stamp(notebook: NotebookNode, root: Path = ROOT) -> str:
-    """Return 16 hexadecimal digits: the package's source and the code cells of a chapter, parameters included.
+    """Return 16 hexadecimal digits: package, quoted and recorded numbers, and a chapter's code cells with parameters.
 
     Outputs carry the stamp of the source that made them, so that stale ones can be told. Line ends do not count.
     """
     digest = hashlib.sha256()
-    for path in package_files(root):
+    numbers = sorted([*(root / "book" / "papers").glob("*.yml"), *(root / "book" / "results").glob("*/*.json")])
+    for path in [*package_files(root), *numbers]:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
     for cell in notebook.cells:

@@ -35,6 +35,13 @@ def test_cache_key_changes_with_the_package(package):
     assert execution_cache.cache_key() != before
 
 
+def test_cache_key_changes_with_the_numbers_that_pages_quote(package, tmp_path):
+    (tmp_path / "results" / "02").mkdir(parents=True)
+    before = execution_cache.cache_key(tmp_path)
+    (tmp_path / "results" / "02" / "laptop.json").write_text("{}", encoding="utf-8")
+    assert execution_cache.cache_key(tmp_path) != before
+
+
 def test_cache_key_changes_with_a_main_version(package, monkeypatch):
     before = execution_cache.cache_key()
     monkeypatch.setattr(execution_cache, "version", lambda name: "0.0.1")
