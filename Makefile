@@ -61,6 +61,7 @@ test: unit-tests notebook-tests site-tests  ## unit tests, the notebooks, the si
 
 unit-tests: $(INSTALLED)
 	$(ONE_THREAD) $(PY) -m pytest tests --ignore=tests/notebooks --ignore=tests/site
+	$(ONE_THREAD) $(PY) -m pytest -q --doctest-modules lossland
 
 notebook-tests: unit-tests _build/.nbval
 	$(ONE_THREAD) $(PY) -m pytest tests/notebooks
