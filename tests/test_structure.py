@@ -18,14 +18,15 @@ PACKAGE = ROOT / "lossland"
 
 LEVELS = [
     ["errors", "files", "devices"],
-    ["weights", "kernels", "store", "presets", "sources", "sampling", "pictures", "tables", "records",
+    ["weights", "kernels", "store", "presets", "sources", "texts", "sampling", "pictures", "tables", "records",
      "least_squares", "invertible"],
     ["layers", "tasks", "paths", "metrics"],
-    ["models", "batchnorm", "neurons", "families"],
+    ["residual", "recurrent", "tracing", "batchnorm", "neurons", "families"],
+    ["models"],
     ["flows", "adjust", "legs"],
-    ["scoring", "archive"],
+    ["scoring", "archive", "stages"],
     ["evaluation", "training"],
-    ["flow_training", "recipes", "ensembles"],
+    ["flow_training", "recipes", "planes", "ensembles"],
     ["many", "connect"],
     ["figures", "slider", "__init__"],
 ]
