@@ -104,7 +104,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     tables = []
     for name, split in chosen.items():
         _check_sums(walk.totals[name], t, name)
-        columns = walk.totals[name].columns(len(split))
+        columns = walk.totals[name].columns(split.labels.numel())
         tables.append(pd.DataFrame({"t": t.numpy(), "leg": leg.numpy(), "split": name, **columns,
                                     "distance": walk.away.numpy(), "norm": walk.norm.numpy()}))
     table = pd.concat(tables).sort_values("t", kind="stable", ignore_index=True)
@@ -208,7 +208,8 @@ def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int 
     with tqdm(total=len(spots), desc="plane", unit="cell", disable=not progress) as bar:
         mixtures.add(sums, torch.arange(len(spots)), c, task.split(split), bar.update)
     _check_sums(sums, spots, split)
-    table = pd.DataFrame({"x": spots[:, 0].numpy(), "y": spots[:, 1].numpy(), **sums.columns(len(task.split(split))),
+    table = pd.DataFrame({"x": spots[:, 0].numpy(), "y": spots[:, 1].numpy(),
+                          **sums.columns(task.split(split).labels.numel()),
                           "norm": mixtures.distances(c, None).numpy()})
     corners = {name: tuple(xy) for name, xy in zip(points, where.tolist(), strict=True)}
     table.attrs.update(points=corners, task=task.name, split=split, way=mixtures.way)

@@ -19,6 +19,7 @@ from lossland import batchnorm, kernels
 from lossland.layers import axes, gather
 from lossland.legs import Swaps
 from lossland.models import MLP
+from lossland.targets import flatten
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, distance, inner, mix, skeleton
 
@@ -42,17 +43,18 @@ class Sums:
         return Sums(*(torch.zeros(points, *shape, dtype=torch.float64) for shape in ((), (), (3, BINS))))
 
     def add(self, where: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add the scores of logits (T', b, C) to the rows `where` (T',)."""
+        """Add the scores of logits (T', b, C) to the rows `where` (T',); (T', b, C, L) and labels (b, L) for words."""
+        logits, labels = flatten(logits, labels)
         nll, hits, histogram = kernels.class_scores(logits, labels, BINS)
         self.nll[where] += nll.cpu()
         self.hits[where] += hits.cpu()
         self.histogram[where] += histogram.cpu()
 
-    def columns(self, images: int) -> dict[str, np.ndarray]:
-        """Return nll [nats], accuracy and ece [fractions], each (T,), for sums over so many images."""
+    def columns(self, targets: int) -> dict[str, np.ndarray]:
+        """Return nll [nats], accuracy and ece [fractions], each (T,), for sums over so many images (words)."""
         _, confidence, hits = self.histogram.unbind(1)
-        return {"nll": (self.nll / images).numpy(), "accuracy": (self.hits / images).numpy(),
-                "ece": ((confidence - hits).abs().sum(-1) / images).numpy()}
+        return {"nll": (self.nll / targets).numpy(), "accuracy": (self.hits / targets).numpy(),
+                "ece": ((confidence - hits).abs().sum(-1) / targets).numpy()}
 
 
 def batches(task: Task, split: Split, size: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
@@ -247,7 +249,8 @@ class Exchanges:
 def logits_of(function: Stateless, weights: Weights, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits (b, C), labels (b,)) of one network, batch by batch."""
     buffers, dtype = function.buffers(weights), next(iter(weights.values())).dtype
-    for images, labels in batches(function.task, split, _BATCH, dtype):
+    size = max(1, _BATCH // split.labels[0].numel())
+    for images, labels in batches(function.task, split, size, dtype):
         yield function(weights, buffers, images), labels
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from lossland.batchnorm import fresh_buffers
 from lossland.errors import choose
 from lossland.families import Family
+from lossland.targets import flatten
 from lossland.tasks import Task
 from lossland.weights import Weights, check_belongs, from_vector, skeleton, to_vector
 
@@ -158,7 +159,7 @@ class _Network:
         """Leave the gradient of the mean cross-entropy in `gradient`; return the loss and the number of hits."""
         self.gradient.zero_()
         with self.autocast:
-            logits = functional_call(self.bare, (self.parameters, self.buffers), (images,))
+            logits, labels = flatten(functional_call(self.bare, (self.parameters, self.buffers), (images,)), labels)
             loss = cross_entropy(logits, labels)
         loss.backward()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
@@ -235,9 +236,9 @@ def _epoch(state: _State, network: _Network, run: _Run) -> dict[str, float]:
         where = f"step {bad}, coefficients {sampled[bad]}" if bad >= 0 else "its last step"
         raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {state.epoch}, {where} "
                                  f"(lr {lr:g}); the last good state is the one after epoch {state.epoch - 1}")
-    n = len(task.split(run.split))
-    return {"epoch": state.epoch, "lr": lr, "loss": float(total) / n, "accuracy": float(hits) / n,
-            "seconds": time.perf_counter() - started}
+    labels = task.split(run.split).labels
+    return {"epoch": state.epoch, "lr": lr, "loss": float(total) / len(labels),
+            "accuracy": float(hits) / labels.numel(), "seconds": time.perf_counter() - started}
 
 
 @dataclass(frozen=True)

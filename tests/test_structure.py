@@ -18,8 +18,8 @@ PACKAGE = ROOT / "lossland"
 
 LEVELS = [
     ["errors", "files", "devices"],
-    ["weights", "kernels", "store", "presets", "sources", "texts", "sampling", "pictures", "tables", "records",
-     "least_squares", "invertible"],
+    ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "sampling", "pictures", "tables",
+     "records", "least_squares", "invertible"],
     ["layers", "tasks", "paths", "metrics"],
     ["residual", "recurrent", "tracing", "batchnorm", "neurons", "families"],
     ["models"],
