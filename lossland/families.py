@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.func import jvp
 
 from lossland.errors import choose
 from lossland.paths import Basis, Mix, Path, bezier_basis, chain_basis, linear_basis
@@ -64,17 +65,62 @@ class Family:
                  "bezier": lambda s: bezier_basis(s, self.bends)}
         return bases[self.kind]
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Return the coefficients (k,) float64 of one random member.
+    def slopes(self, t: Tensor) -> Tensor:
+        """Return the derivatives (T, k) of the coefficients with respect to t, at t (T,).
 
-        t ~ U(0, 1) on an interval; uniform on a simplex by normalised exponentials.
+        Raises:
+            ValueError: unless the domain is an interval.
+        """
+        self._check_interval("slopes")
+        return jvp(self._basis(), (t,), (torch.ones_like(t),))[1]
 
-        Source: G18 Eq. (3); W21 Algorithm 1.
+    def draw(self, generator: torch.Generator, draws: int = 1) -> Tensor:
+        """Return the positions of random members, as `coefficients` takes them, in float64.
+
+        On an interval: t (draws,), stratified: one t ~ U in each of `draws` equal parts of [0, 1], in order; together
+        they are uniform. On a simplex: (draws, k), each uniform by normalised exponentials.
+
+        Source: G18 Eq. (3); W21 Algorithm 1. The strata are ours.
         """
         if self.domain == "simplex":
-            draw = torch.empty(len(self.points), dtype=torch.float64).exponential_(generator=generator)
-            return draw / draw.sum()
-        return self.coefficients(torch.rand(1, generator=generator, dtype=torch.float64))[0]
+            rows = [torch.empty(len(self.points), dtype=torch.float64).exponential_(generator=generator)
+                    for _ in range(draws)]
+            return torch.stack([row / row.sum() for row in rows])
+        return (torch.arange(draws) + torch.rand(draws, generator=generator, dtype=torch.float64)) / draws
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Return the coefficients (k,) float64 of one random member."""
+        return self.coefficients(self.draw(generator))[0]
+
+    def steps(self, t: Tensor) -> Tensor:
+        """Return the l2 distances (T - 1,) float64 between neighbours among the members at t (T,).
+
+        They follow from inner products of the differences of neighbouring control points; no member is made.
+
+        Raises:
+            ValueError: unless the domain is an interval, or for fewer than two t.
+        """
+        self._check_interval("steps")
+        if t.ndim != 1 or len(t) < 2:
+            raise ValueError(f"t must hold at least two positions, got shape {tuple(t.shape)}")
+        k = len(self.points)
+        gram = torch.zeros(k - 1, k - 1, dtype=torch.float64)
+        for name in self.points[0]:
+            rows = torch.stack([point[name].detach().double().flatten() for point in self.points])  # (k, n)
+            gram += (rows.diff(dim=0) @ rows.diff(dim=0).T).cpu()
+        # By parts: a sum of c_i w_i whose c_i add up to zero is minus the sum of (c_0 + ... + c_i)(w_{i+1} - w_i).
+        c = self.coefficients(t.double().cpu()).diff(dim=0).cumsum(1)[:, :-1]  # (T - 1, k - 1)
+        return torch.einsum("ti,ij,tj->t", c, gram, c).clamp(min=0).sqrt()
+
+    def length(self, points: int = 121) -> float:
+        """Return the length of the curve as the polygon through its members at equidistant t; exact on a straight one.
+
+        Args:
+            points: members, both ends included; a chain is exact where its bends are among them.
+
+        Source: the numerator of G18 Table 2's length ratio.
+        """
+        return float(self.steps(torch.linspace(0, 1, points, dtype=torch.float64)).sum())
 
     def path(self) -> Path:
         """Return the family as a path from its first to its last control point.
@@ -82,9 +128,13 @@ class Family:
         Raises:
             ValueError: unless the domain is an interval.
         """
-        if self.domain != "interval":
-            raise ValueError(f"path() needs a family over an interval, got a {self.kind}; use member() for its points")
+        self._check_interval("path")
         return chain_path(self.points) if self.kind == "chain" else Path((Mix(self.points, self._basis()),))
+
+    def _check_interval(self, method: str) -> None:
+        if self.domain != "interval":
+            raise ValueError(f"{method}() needs a family over an interval, got a {self.kind}; use member() for its "
+                             "points")
 
     def member(self, coefficients: Tensor) -> Weights:
         """Return the network with the given coefficients (k,)."""

@@ -18,8 +18,9 @@ from lossland.batchnorm import fresh_buffers, norms
 from lossland.flows import Flow
 from lossland.layers import axes, gather, scatter
 from lossland.paths import arc_basis
+from lossland.sampling import stream_seed
 from lossland.tasks import Task
-from lossland.training import Checkpoint, _stream
+from lossland.training import Checkpoint
 from lossland.weights import Weights, check_finite, check_match, from_vector, mix, skeleton, to_vector
 
 VERSION = 1  # of the numbers this training produces: raised whenever the same settings would give another flow
@@ -101,7 +102,7 @@ class _Descent:
         """
         before, started, losses = self.state(), time.perf_counter(), []
         for _ in range(size):
-            generator = torch.Generator().manual_seed(_stream(seed, self.step))
+            generator = torch.Generator().manual_seed(stream_seed(seed, self.step))
             self.adam.param_groups[0]["lr"] = rate = self.rate()
             flow = self.flow.with_weights(from_vector(self.theta, self.flow.weights))
             loss = objective(flow, generator)

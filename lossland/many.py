@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ from lossland.errors import choose
 from lossland.families import point
 from lossland.models import initial_weights
 from lossland.recipes import endpoints, network, recipe_for
+from lossland.sampling import stream_seed
+from lossland.schedules import Recipe, learning_rate
 from lossland.store import Store
 from lossland.tasks import Task
-from lossland.training import VERSION, Checkpoint, Recipe, _stream, fit, learning_rate
+from lossland.training import VERSION, Checkpoint, fit
 from lossland.weights import Weights, check_finite, check_match, count, from_vector, skeleton, to_vector
 
 WAYS = ("auto", "together", "one by one")
@@ -124,7 +125,7 @@ def _epoch(gradient: Callable[..., tuple[Tensor, Tensor]], points: Tensor, veloc
            recipe: Recipe, seeds: Sequence[int], epoch: int) -> dict[str, float]:
     """Run one epoch in place; return its row of the history, the loss averaged over images and networks."""
     started, lr, total = time.perf_counter(), learning_rate(recipe, epoch), points.new_zeros(len(points))
-    orders = [torch.Generator().manual_seed(_stream(seed, epoch, 0)) for seed in seeds]
+    orders = [torch.Generator().manual_seed(stream_seed(seed, epoch, 0)) for seed in seeds]
     streams = [task.batches("train", batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
                             dtype=recipe.dtype) for order in orders]
     for batches in zip(*streams, strict=True):
@@ -175,7 +176,7 @@ def trained_set(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe 
         return endpoints(task, model, seeds=seeds, recipe=recipe, store=place, progress=progress, **sizes)
     device = task.train.images.device
     facts = {"set": {"model": model, "sizes": dict(sizes), "seeds": list(seeds)}, "way": way, "task": task.fingerprint,
-             "recipe": asdict(recipe), "training": VERSION, "device": device.type}
+             "recipe": recipe.facts(), "training": VERSION, "device": device.type}
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     starts = [initial_weights(net, generator, device=device, dtype=recipe.dtype) for generator in generators]
 

@@ -72,7 +72,7 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
     """
     device = task.train.images.device
     facts = {"name": dict(name), "kind": family.kind, "points": len(family.points), "task": task.fingerprint,
-             "recipe": asdict(recipe), "seed": seed, "training": VERSION, "device": device.type}
+             "recipe": recipe.facts(), "seed": seed, "training": VERSION, "device": device.type}
 
     def make(checkpoint: Checkpoint) -> Weights:
         done = fit(net, family, task, recipe, seed=seed, progress=progress, checkpoint=checkpoint)

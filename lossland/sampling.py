@@ -8,6 +8,16 @@ from torch.nn import functional
 PADDING = 4  # pixels on every side of a crop
 
 
+def stream_seed(seed: int, *numbers: int) -> int:
+    """Return a seed for one of many independent random streams: that of `numbers`, such as an epoch and a purpose.
+
+    Examples:
+        >>> stream_seed(1, 0, 0) == stream_seed(1, 0, 0), stream_seed(1, 0, 0) == stream_seed(1, 0, 1)
+        (True, False)
+    """
+    return int(np.random.SeedSequence((seed, *numbers)).generate_state(1, np.uint64)[0] >> 1)
+
+
 def held_out(n: int, validation: int | float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the images to train on and of those held out: a permutation and its end.
 

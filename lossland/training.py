@@ -7,104 +7,25 @@ Eq. (3)): no autograd graph runs through the combination.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from lossland.batchnorm import fresh_buffers
-from lossland.errors import choose
 from lossland.families import Family
-from lossland.targets import flatten
+from lossland.flat import FlatNetwork, dropout_seed
+from lossland.sampling import stream_seed
+from lossland.schedules import Recipe, learning_rate
 from lossland.tasks import Task
-from lossland.weights import Weights, check_belongs, from_vector, skeleton, to_vector
+from lossland.weights import Weights, check_belongs, from_vector
+
+__all__ = ["Checkpoint", "Fit", "Recipe", "VERSION", "fit", "learning_rate"]
 
 VERSION = 1  # of the numbers this loop produces: raised whenever the same recipe would give other weights
-_SCHEDULES = ("piecewise", "cosine", "constant")
-_PRECISIONS = ("float32", "float64", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a family is trained: stochastic gradient descent with momentum on cross-entropy.
-
-    Attributes:
-        epochs: passes over the training split.
-        lr: largest learning rate.
-        batch_size: images per step.
-        momentum: of SGD.
-        weight_decay: factor of the L2 term.
-        decay_on: "points": the optimiser's weight decay on each control point (AY20, W21); "sampled": the loss has
-            1/2 * weight_decay * ||w||^2 of the sampled network (G18).
-        schedule: "piecewise" (AY20, G18), "cosine" (W21) or "constant"; see `learning_rate`.
-        warmup: epochs of linear warm-up, "cosine" only.
-        augment: whether the task's augmentation is used.
-        precision: "float32", "float64", or "bfloat16" (autocast over float32 weights).
-    """
-
-    epochs: int
-    lr: float
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    decay_on: str = "points"
-    schedule: str = "piecewise"
-    warmup: int = 0
-    augment: bool = True
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        choose("decay_on", self.decay_on, ("points", "sampled"))
-        choose("schedule", self.schedule, _SCHEDULES)
-        choose("precision", self.precision, _PRECISIONS)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of the weights."""
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-
-def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0; it is constant within an epoch.
-
-    With r = epoch / epochs: "piecewise" is lr for r <= 1/2, linear down to lr / 100 at r = 9/10, then constant.
-    "cosine" rises linearly over the warm-up epochs, reaching lr in the last of them, and then falls as
-    (1 + cos(pi u)) / 2, with u from 0 in steps of 1 / (epochs - warmup).
-
-    Source: AY20 and G18 (released settings; both papers say only "standard"); W21 section 4 (cosine, 5 warm-up epochs).
-
-    Examples:
-        >>> recipe = Recipe(epochs=10, lr=1.0)
-        >>> [round(learning_rate(recipe, e), 4) for e in (0, 5, 7, 9)]
-        [1.0, 1.0, 0.505, 0.01]
-        >>> recipe = Recipe(epochs=10, lr=1.0, schedule="cosine", warmup=2)
-        >>> [round(learning_rate(recipe, e), 4) for e in (0, 1, 2, 6)]
-        [0.5, 1.0, 1.0, 0.5]
-    """
-    if recipe.schedule == "constant":
-        return recipe.lr
-    if recipe.schedule == "piecewise":
-        ratio = epoch / recipe.epochs
-        return recipe.lr * (1.0 if ratio <= 0.5 else 0.01 if ratio >= 0.9 else 1 - (ratio - 0.5) / 0.4 * 0.99)
-    if epoch < recipe.warmup:
-        return recipe.lr * (epoch + 1) / recipe.warmup
-    return recipe.lr * (1 + math.cos(math.pi * (epoch - recipe.warmup) / (recipe.epochs - recipe.warmup))) / 2
 
 
 class Checkpoint(Protocol):
@@ -122,7 +43,7 @@ class _State:
     """All that changes during training; with the recipe and the seed it determines the rest of the run."""
 
     points: Tensor  # (k, P)
-    velocity: Tensor  # (k, P); rows of fixed points stay zero
+    velocity: Tensor  # (f, P): one row for each point that is free
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -140,46 +61,6 @@ class _State:
             checkpoint.save(tensors, {"epoch": self.epoch, "history": self.history})
 
 
-class _Network:
-    """A network on flat memory: parameters and gradients are views of two vectors (P,)."""
-
-    def __init__(self, net: nn.Module, like: Weights, precision: str) -> None:
-        self.theta = to_vector(like).clone()
-        self.gradient = torch.zeros_like(self.theta)
-        views = from_vector(self.theta, like)
-        self.parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
-        for name, view in from_vector(self.gradient, like).items():
-            self.parameters[name].grad = view
-        self.bare = skeleton(net).train()
-        self.buffers = fresh_buffers(net, self.theta)  # batch norm in training mode writes here; never read
-        low = precision == "bfloat16"
-        self.autocast = torch.autocast(self.theta.device.type, torch.bfloat16) if low else nullcontext()
-
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of the mean cross-entropy in `gradient`; return the loss and the number of hits."""
-        self.gradient.zero_()
-        with self.autocast:
-            logits, labels = flatten(functional_call(self.bare, (self.parameters, self.buffers), (images,)), labels)
-            loss = cross_entropy(logits, labels)
-        loss.backward()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-
-def _stream(seed: int, *numbers: int) -> int:
-    """Return a seed for one of many independent random streams."""
-    return int(np.random.SeedSequence((seed, *numbers)).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def _dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own generators, which dropout cannot do without, and give them back as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        on_gpu = device.type == "cuda"
-        generator = torch.cuda.default_generators[device.index or 0] if on_gpu else torch.default_generator
-        generator.manual_seed(seed)
-        yield
-
-
 @dataclass(frozen=True)
 class _Run:
     """What does not change during training."""
@@ -190,54 +71,106 @@ class _Run:
     recipe: Recipe
     seed: int
 
-
-def _step(state: _State, network: _Network, coefficients: list[float], run: _Run) -> None:
-    """Update the free control points from the gradient at the sampled network."""
-    recipe, lr = run.recipe, learning_rate(run.recipe, state.epoch)
-    if recipe.weight_decay and recipe.decay_on == "sampled":
-        network.gradient.add_(network.theta, alpha=recipe.weight_decay)
-    for i, c in enumerate(coefficients):
-        if not run.family.free[i]:
-            continue
-        velocity = state.velocity[i].mul_(recipe.momentum).add_(network.gradient, alpha=c)
-        if recipe.weight_decay and recipe.decay_on == "points":
-            velocity.add_(state.points[i], alpha=recipe.weight_decay)
-        state.points[i].add_(velocity, alpha=-lr)
+    @property
+    def free(self) -> list[int]:
+        """Return the numbers of the points that training moves; row r of the velocity belongs to free[r]."""
+        return [i for i, movable in enumerate(self.family.free) if movable]
 
 
-def _mix_into(theta: Tensor, points: Tensor, coefficients: list[float]) -> None:
-    torch.mul(points[0], coefficients[0], out=theta)
-    for i, c in enumerate(coefficients[1:], 1):
-        if c:
-            theta.add_(points[i], alpha=c)
+@dataclass(frozen=True)
+class _Length:
+    """Draws of a step weighted by their speed: loss (1) of G18 as a ratio of two sums."""
+
+    slopes: Tensor  # (n, k) derivatives of the coefficients
+    speeds: Tensor  # (n,) l2 norms of the curve's derivative
+
+    @staticmethod
+    def of(points: Tensor, slopes: Tensor) -> _Length:
+        slopes = slopes.to(points)
+        return _Length(slopes, torch.stack([(row @ points).norm() for row in slopes]))  # one (P,) vector at a time
+
+    def pull(self, losses: Tensor) -> Tensor:
+        """Return (k, k): row i times the points is the part of point i's gradient that comes from the speeds.
+
+        The derivative of sum_j v_j L_j / sum_j v_j by v_j is (L_j - mean) / sum v, and that of v_j by point i is
+        c_i'(t_j) phi'(t_j) / v_j, which is linear in the points again.
+        """
+        total = self.speeds.sum()
+        excess = (losses - (self.speeds * losses).sum() / total) / (total * self.speeds)
+        return self.slopes.T @ (excess[:, None] * self.slopes)
 
 
-def _epoch(state: _State, network: _Network, run: _Run) -> dict[str, float]:
+def _step(state: _State, network: FlatNetwork, run: _Run, batch: tuple[Tensor, Tensor],
+          where: Tensor) -> tuple[Tensor, Tensor]:
+    """Update the free control points from the gradients at the n sampled networks; return loss and hits."""
+    recipe, n, decay = run.recipe, len(where), run.recipe.weight_decay
+    on_sampled = bool(decay) and recipe.decay_on == "sampled"
+    length = _Length.of(state.points, run.family.slopes(where)) if recipe.measure == "length" else None
+    shares = length.speeds / length.speeds.sum() if length else state.points.new_full((n,), 1 / n)
+    state.velocity.mul_(recipe.momentum)
+    losses, objective, hits = [], [], []
+    parts = zip(*(tensor.tensor_split(n) for tensor in batch), run.family.coefficients(where).tolist(), shares,
+                strict=True)
+    for images, labels, coefficients, share in parts:
+        network.move_to(state.points, coefficients)
+        loss, hit = network.loss(images, labels)
+        if on_sampled:
+            network.gradient.add_(network.theta, alpha=decay)
+        if n > 1:
+            network.gradient.mul_(share)
+        for row, i in enumerate(run.free):
+            state.velocity[row].add_(network.gradient, alpha=coefficients[i])
+        losses.append(loss)
+        hits.append(hit)
+        if length:
+            objective.append(loss + 0.5 * decay * network.theta.square().sum() if on_sampled else loss)
+    pull = length.pull(torch.stack(objective).to(shares)) if length and n > 1 else None
+    lr = learning_rate(recipe, state.epoch)
+    for row, i in enumerate(run.free):
+        if pull is not None:
+            state.velocity[row].add_(pull[i] @ state.points)
+        if decay and not on_sampled:
+            state.velocity[row].add_(state.points[i], alpha=decay)
+    for row, i in enumerate(run.free):
+        state.points[i].add_(state.velocity[row], alpha=-lr)
+    return (shares * torch.stack(losses)).sum(), torch.stack(hits).sum()
+
+
+def _named(family: Family, where: Tensor) -> str:
+    """Return the sampled members in words."""
+    values = [f"{value:.6g}" if value.ndim == 0 else str([round(c, 6) for c in value.tolist()]) for value in where]
+    name = {"point": "", "interval": "t", "simplex": "coefficients"}[family.domain]
+    return f", {name} = {', '.join(values)}" if name else ""
+
+
+def _epoch(state: _State, network: FlatNetwork, run: _Run) -> dict[str, float]:
     """Run one epoch in place; return its row of the history."""
     task, recipe, seed = run.task, run.recipe, run.seed
-    started, lr, device = time.perf_counter(), learning_rate(recipe, state.epoch), network.theta.device
-    order = torch.Generator().manual_seed(_stream(seed, state.epoch, 0))
-    draws = torch.Generator().manual_seed(_stream(seed, state.epoch, 1))
+    started, device = time.perf_counter(), network.theta.device
+    order = torch.Generator().manual_seed(stream_seed(seed, state.epoch, 0))
+    draws = torch.Generator().manual_seed(stream_seed(seed, state.epoch, 1))
     total, hits = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
     first_bad = torch.full((), -1, device=device)
     sampled = []
     batches = task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
                            dtype=recipe.dtype)
-    with _dropout_seed(_stream(seed, state.epoch, 2), device):
-        for step, (images, labels) in enumerate(batches):
-            sampled.append(run.family.sample(draws).tolist())
-            _mix_into(network.theta, state.points, sampled[-1])
-            loss, hit = network.loss(images, labels)
-            _step(state, network, sampled[-1], run)
-            total += loss * len(labels)
+    with dropout_seed(stream_seed(seed, state.epoch, 2), device):
+        for step, batch in enumerate(batches):
+            count = len(batch[1])
+            # A short last batch is cut into fewer parts: two images each, so that batch norm has a variance.
+            sampled.append(run.family.draw(draws, max(1, min(recipe.draws, count // 2))))
+            loss, hit = _step(state, network, run, batch, sampled[-1])
+            total += loss * count
             hits += hit
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), step, first_bad)
     if (bad := int(first_bad)) >= 0 or not bool(state.points.isfinite().all()):
-        where = f"step {bad}, coefficients {sampled[bad]}" if bad >= 0 else "its last step"
-        raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {state.epoch}, {where} "
-                                 f"(lr {lr:g}); the last good state is the one after epoch {state.epoch - 1}")
+        place = f"step {bad}" if bad >= 0 else f"step {len(sampled) - 1}, the last"
+        good = f"the one after epoch {state.epoch - 1}" if state.epoch else "the start"
+        raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {state.epoch}, {place}"
+                                 f"{_named(run.family, sampled[bad])} (lr {learning_rate(recipe, state.epoch):g}); the "
+                                 f"last good state is {good}")
     labels = task.split(run.split).labels
-    return {"epoch": state.epoch, "lr": lr, "loss": float(total) / len(labels),
+    return {"epoch": state.epoch, "lr": learning_rate(recipe, state.epoch), "loss": float(total) / len(labels),
             "accuracy": float(hits) / labels.numel(), "seconds": time.perf_counter() - started}
 
 
@@ -255,6 +188,22 @@ class Fit:
     history: pd.DataFrame
 
 
+def _begin(net: nn.Module, run: _Run) -> _State:
+    """Return the state at the start: copies of the control points on the task's device."""
+    family, recipe = run.family, run.recipe
+    for i, point in enumerate(family.points):
+        check_belongs(net, point, f"family.points[{i}]")
+    size = sum(tensor.numel() for tensor in family.points[0].values())
+    device = run.task.split(run.split).images.device
+    points = torch.empty(len(family.points), size, dtype=recipe.dtype, device=device)
+    for row, point in zip(points, family.points, strict=True):
+        for name, view in from_vector(row, point).items():
+            view.copy_(point[name].detach())
+    if recipe.measure == "length" and not family.length() > 0:
+        raise ValueError("measure='length' needs a curve whose end points differ, got a length of 0")
+    return _State(points, points.new_zeros(len(run.free), size))
+
+
 def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int = 0, split: str = "train",
         progress: bool = False, checkpoint: Checkpoint | None = None) -> Fit:
     """Return the trained family; the one given, and `net`, do not change.
@@ -262,32 +211,38 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     Batch order, augmentation, sampled members and dropout come from streams of `seed` and the epoch's number, so that a
     run which continues from a checkpoint gives the weights of an uninterrupted one.
 
+    With `recipe.measure="length"` the loss of a step is sum_j v_j L_j / sum_j v_j over its `recipe.draws` stratified
+    draws of t, v_j = ||phi'(t_j)||, and its gradient is taken in full, through the speeds too. Both sums are unbiased
+    for the two integrals of G18 Eq. (1); their ratio is not, nor is its gradient: the bias falls with the number of
+    draws (with independent draws like 1 / draws; strata make it smaller), and a single draw would give Eq. (3). Nothing
+    is biased where the speed is constant, as on a segment or on a chain with legs of equal length.
+
+    Memory beyond that of training one network: one vector for each control point but the first, and one velocity for
+    each free one but the first; a curve with one bend and fixed ends takes two networks more.
+
     Args:
         net: the network that the control points are weights of.
         family: control points, basis and domain.
         task: data; training happens on its device.
-        recipe: epochs, learning rate, decay.
+        recipe: epochs, learning rate, decay, draws.
         seed: of everything random.
         split: which split is trained on.
         progress: show a line with epoch, loss and accuracy.
         checkpoint: saved to after every epoch, and continued from where it holds something.
 
     Raises:
-        FloatingPointError: if the loss or a weight becomes NaN or infinite, naming epoch, step and sampled member.
-        ValueError, TypeError: if the control points are not weights of `net`.
+        FloatingPointError: if the loss or a weight becomes NaN or infinite, naming epoch, step and sampled t; the
+            checkpoint keeps the state before that epoch.
+        ValueError, TypeError: if the control points are not weights of `net`; measure="length" without a curve.
 
-    Source: G18 Eq. (3) and A.2; W21 Algorithm 1 (without its regulariser); AY20 section 5 for plain training.
+    Source: G18 Eqs. (1) to (3) and A.2; W21 Algorithm 1 (without its regulariser); AY20 section 5 for plain training.
     """
     if not isinstance(family, Family):
         raise TypeError(f"family must be a Family, such as ll.bezier(a, b), got {type(family).__name__}")
-    device = task.split(split).images.device
-    for i, p in enumerate(family.points):
-        check_belongs(net, p, f"family.points[{i}]")
-    cast = [{name: tensor.detach().to(device, recipe.dtype) for name, tensor in p.items()} for p in family.points]
-    points = torch.stack([to_vector(p) for p in cast])  # (k, P)
-    state = _State(points, torch.zeros_like(points))
+    run = _Run(family, task, split, recipe, seed)
+    state = _begin(net, run)
     state.restore(checkpoint)
-    network, run = _Network(net, cast[0], recipe.precision), _Run(family, task, split, recipe, seed)
+    network = FlatNetwork(net, family.points[0], state.points, recipe.precision)
     with tqdm(total=recipe.epochs, initial=state.epoch, desc=family.kind, unit="epoch", disable=not progress) as bar:
         while state.epoch < recipe.epochs:
             row = _epoch(state, network, run)
@@ -296,5 +251,7 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
             state.save(checkpoint)
             bar.set_postfix(loss=f"{row['loss']:.4f}", accuracy=f"{row['accuracy']:.2%}")
             bar.update()
-    trained = [{name: view.clone() for name, view in from_vector(row, cast[0]).items()} for row in state.points]
+    del network
+    trained: list[Weights] = [{name: view.clone() for name, view in from_vector(row, family.points[0]).items()}
+                              for row in state.points]
     return Fit(family.with_points(trained), pd.DataFrame(state.history))

@@ -62,3 +62,29 @@ def test_unknown_names_are_refused(tmp_path):
         recipes.endpoints(TASK, "mpl", seeds=[1], store=tmp_path)
     with pytest.raises(ValueError, match="field of the recipe must be one of .*did you mean 'epochs'"):
         recipes.recipe_for(TASK, epoch=3)
+
+
+def test_fields_added_later_leave_the_keys_of_stored_recipes_alone():
+    """Fails when a new field of Recipe changes the place of networks that were trained before it came."""
+    old = {"epochs": 30, "lr": 0.01, "batch_size": 128, "momentum": 0.9, "weight_decay": 1e-4, "decay_on": "points",
+           "schedule": "piecewise", "warmup": 0, "augment": True, "precision": "float32"}
+    recipe = recipes.RECIPES["ay20-mnist"]
+    assert recipe.facts() == old and list(recipe.facts()) == list(old)
+    facts = {"name": {"model": "mlp", "sizes": {"width": 2000}, "seed": 1}, "kind": "point", "points": 1, "task": "abc",
+             "recipe": recipe.facts(), "seed": 1, "training": 1, "device": "cpu"}
+    assert Store().key(facts) == GOLDEN
+
+
+@pytest.mark.parametrize("change", [{"draws": 2}, {"draws": 2, "measure": "length"}])
+def test_a_new_field_with_a_value_of_its_own_makes_another_entry(change):
+    changed = replace(QUICK, **change)
+    assert changed.facts() == QUICK.facts() | change
+
+
+def test_trained_families_are_kept_under_the_facts_of_their_recipe(tmp_path):
+    start = recipes.endpoints(TASK, "mlp", seeds=[3], recipe=QUICK, store=tmp_path, width=5)
+    entry, = Store(tmp_path).entries()
+    assert entry.record["recipe"]["recipe"] == QUICK.facts() and start
+
+
+GOLDEN = "3358ae8e8216344012eb"  # as made before Recipe had draws and measure

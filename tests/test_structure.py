@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "files", "devices"],
-    ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "sampling", "pictures", "tables",
-     "records", "least_squares", "invertible"],
+    ["errors", "files", "devices", "sampling"],
+    ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
+     "tables", "records", "least_squares", "invertible"],
     ["layers", "tasks", "paths", "metrics"],
     ["residual", "recurrent", "tracing", "batchnorm", "neurons", "families"],
     ["models"],
-    ["flows", "adjust", "legs"],
+    ["flows", "adjust", "legs", "flat"],
     ["scoring", "archive", "stages"],
     ["evaluation", "training"],
     ["flow_training", "recipes", "planes", "ensembles"],

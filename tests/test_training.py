@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from conftest import make_task
 from lossland import families, models, training
+from lossland.sampling import stream_seed
 from lossland.tasks import Task
 from lossland.training import Recipe, fit, learning_rate
 from lossland.weights import Weights, mix, to_vector
@@ -46,7 +47,7 @@ def test_plain_training_is_torchs_sgd(task):
     real = models.MLP(task.input_shape, task.classes, widths=(6,)).double()
     real.load_state_dict(start(net))
     optimiser = torch.optim.SGD(real.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    order = torch.Generator().manual_seed(training._stream(3, 0, 0))
+    order = torch.Generator().manual_seed(stream_seed(3, 0, 0))
     for images, labels in task.batches("train", batch_size=32, generator=order, dtype=torch.float64):
         optimiser.zero_grad()
         cross_entropy(real(images), labels).backward()
@@ -61,9 +62,9 @@ def test_gradients_of_control_points_equal_autograd_through_the_combination(task
     recipe = replace(FAST, epochs=1, batch_size=96, decay_on=decay_on)
     trained = fit(net, family, task, recipe, seed=5).family
     leaves = [{k: v.clone().requires_grad_() for k, v in p.items()} for p in family.points]
-    c = family.sample(torch.Generator().manual_seed(training._stream(5, 0, 1)))
+    c = family.sample(torch.Generator().manual_seed(stream_seed(5, 0, 1)))
     sampled = mix(leaves, c)
-    order = torch.Generator().manual_seed(training._stream(5, 0, 0))
+    order = torch.Generator().manual_seed(stream_seed(5, 0, 0))
     (images, labels), = task.batches("train", batch_size=96, generator=order, dtype=torch.float64)
     real = models.MLP(task.input_shape, task.classes, widths=(6,)).double()
     loss = cross_entropy(functional_call(real, sampled, (images,)), labels)
@@ -161,10 +162,38 @@ def test_seeds_decide_everything(task):
     assert not torch.equal(to_vector(first), to_vector(other))
 
 
-def test_a_diverging_run_stops_with_its_place_and_keeps_the_last_good_state(task):
+class Brittle(nn.Module):
+    """Cross-entropy of constant logits plus log(w): NaN as soon as its only weight is below zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return torch.zeros(len(images), 3, dtype=images.dtype) + torch.tensor([1.0, 0, 0], dtype=images.dtype) * self.w.log()
+
+
+@pytest.mark.parametrize("family, member", [
+    (families.point, ""),
+    (lambda w: families.bezier(w, {"w": w["w"] - 2.0}), ", t = 0\\.\\d+"),
+    (lambda w: families.simplex([w, {"w": w["w"] - 2.0}]), ", coefficients = \\[0\\.\\d+, 0\\.\\d+\\]"),
+])
+def test_a_diverging_run_stops_with_epoch_step_and_sampled_member(task, family, member):
+    start = family({"w": torch.ones(1, dtype=torch.float64) * (1 if member else -1)})
+    with pytest.raises(FloatingPointError, match=f"in epoch 0, step \\d+{member} \\(lr 0.1\\); the last good state is the start"):
+        fit(Brittle(), start, task, FAST)
+
+
+def test_a_diverging_run_keeps_the_last_good_state(task):
     net, memory = mlp(task), Memory()
-    with pytest.raises(FloatingPointError, match="epoch \\d+, step \\d+, coefficients \\[1.0\\] .*lr 1e\\+80.*last good state"):
-        fit(net, families.point(start(net)), task, replace(FAST, lr=1e80, epochs=50), checkpoint=memory)
+    family = families.chain(start(net, 1), start(net, 2))
+    good = fit(net, family, task, replace(FAST, schedule="constant"), checkpoint=memory).family
+    assert memory.saved[1]["epoch"] == 3
+    before = {name: tensor.clone() for name, tensor in memory.saved[0].items()}
+    with pytest.raises(FloatingPointError, match="epoch 3, step \\d+, t = 0.*lr 1e\\+80.*the one after epoch 2"):
+        fit(net, family, task, replace(FAST, lr=1e80, epochs=50), checkpoint=memory)
+    assert_close(memory.saved[0], before, rtol=0, atol=0)
+    assert_close(memory.saved[0]["points"][1], to_vector(good.points[1]), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("schedule, warmup", [("piecewise", 0), ("cosine", 5), ("constant", 0)])
@@ -181,6 +210,10 @@ def test_schedules_start_high_end_low_and_never_rise_after_warm_up(schedule, war
     ({"schedule": "cosin"}, "did you mean 'cosine'"),
     ({"precision": "float16"}, "precision must be one of"),
     ({"decay_on": "weights"}, "decay_on must be one of"),
+    ({"draws": 0}, "draws must be >= 1, got 0"),
+    ({"draws": 17}, "batch_size must be >= 2 \\* draws .*got 32 for 17"),
+    ({"measure": "lenght", "draws": 2}, "did you mean 'length'"),
+    ({"measure": "length"}, "draws must be >= 2 with measure='length'.*got 1"),
 ])
 def test_bad_recipes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
