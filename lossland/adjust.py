@@ -126,12 +126,15 @@ def _shared_moments(leg: Mix, coefficients: Tensor, a: Weights, task: Task, prod
     dtype, head = _dtype(a), a["linear.1.weight"]
     sums = [Moments.zeros(head.shape[1], head.shape[0], products=products, device=head.device) for _ in coefficients]
     size = max(1, min(_BLOCK, _BLOCK_BYTES // (head.shape[1] * head.itemsize)))
+    ends = [(p["linear.0.weight"], p.get("linear.0.bias")) for p in (a, *leg.points)]
+    keys = [tuple(map(id, end)) for end in ends]  # A itself is a point of most legs: its product is needed once
     for images in _blocks(task, size, dtype):
         flat = images.flatten(1)
-        target, *outputs = (linear(flat, p["linear.0.weight"], p.get("linear.0.bias")) for p in (a, *leg.points))
-        y = linear(target.relu_(), head)
+        known = {key: linear(flat, *end) for key, end in dict(zip(keys, ends, strict=True)).items()}
+        target, *outputs = (known[key] for key in keys)
+        y, mixed = linear(target.relu(), head), torch.empty_like(target)
         for total, row in zip(sums, coefficients.tolist(), strict=True):
-            mixed = outputs[0] * row[0]
+            torch.mul(outputs[0], row[0], out=mixed)
             for c, output in zip(row[1:], outputs[1:], strict=True):
                 mixed.add_(output, alpha=c)
             total.add(mixed.relu_(), y)
