@@ -17,6 +17,7 @@ from torch.nn.functional import relu
 
 from lossland.errors import choose
 from lossland.layers import Layer
+from lossland.recurrent import LSTM
 from lossland.weights import Weights
 
 Shape = tuple[int, int, int]
@@ -225,7 +226,7 @@ _preresnet = partial(ResNet, pre_activation=True, bias=True)
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp, "fc3": partial(_fc, depth=3), "fc5": partial(_fc, depth=5), "fc7": partial(_fc, depth=7),
     "conv2fc1": Conv2FC1, "vgg16": VGG16, "cresnet20": ResNet, "preresnet20": partial(_preresnet, blocks=3),
-    "preresnet110": partial(_preresnet, blocks=18),
+    "preresnet110": partial(_preresnet, blocks=18), "lstm": LSTM,
 }
 
 
@@ -234,13 +235,14 @@ def build(model: str, inputs: Shape, classes: int, **sizes: int | tuple[int, ...
 
     Args:
         model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels), "vgg16"
-            (channels), "cresnet20", "preresnet20", "preresnet110" (blocks, channels).
-        inputs: (C, H, W) of one image.
+            (channels), "cresnet20", "preresnet20", "preresnet110" (blocks, channels); for texts "lstm" (hidden, layers,
+            dropout).
+        inputs: (C, H, W) of one image, (L,) of one window of words.
         classes: number of classes.
         **sizes: the network's own sizes; the papers' by default.
 
     Raises:
-        ValueError: for an unknown model, with the nearest valid name.
+        ValueError: for an unknown model, with the nearest valid name; a text for a network of images.
         TypeError: for a size that the model does not have.
 
     Examples:
@@ -248,8 +250,10 @@ def build(model: str, inputs: Shape, classes: int, **sizes: int | tuple[int, ...
         >>> [layer.module for layer in net.layers()]
         ['linear.0', 'linear.1']
     """
+    if choose("model", model, MODELS) != "lstm" and len(inputs) != 3:
+        raise ValueError(f"model must be 'lstm' for windows of words {tuple(inputs)}, got {model!r}, made for images")
     with torch.device("meta"):
-        return MODELS[choose("model", model, MODELS)](inputs, classes, **sizes)
+        return MODELS[model](inputs, classes, **sizes)
 
 
 def initial_weights(net: nn.Module, generator: torch.Generator, *, device: torch.device | str = "cpu",
@@ -257,7 +261,8 @@ def initial_weights(net: nn.Module, generator: torch.Generator, *, device: torch
     """Return freshly drawn weights for `net`; the global random state is not touched.
 
     Linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default. Convolutions: normal with variance
-    2 / fan_out (He), bias 0. Normalisations: weight 1, bias 0. Embeddings: N(0, 1).
+    2 / fan_out (He), bias 0. Normalisations: weight 1, bias 0. Embeddings: N(0, 1). Recurrent layers:
+    U(-1/sqrt(h), 1/sqrt(h)) for h hidden units, PyTorch's default.
 
     Args:
         net: network made of such modules; it may live on the `meta` device.
@@ -276,8 +281,8 @@ def initial_weights(net: nn.Module, generator: torch.Generator, *, device: torch
     for name, module in net.named_modules():
         for part, parameter in module.named_parameters(recurse=False):
             value = torch.empty(parameter.shape)
-            if isinstance(module, nn.Linear):
-                bound = 1 / math.sqrt(module.in_features)
+            if isinstance(module, (nn.Linear, nn.RNNBase)):
+                bound = 1 / math.sqrt(module.in_features if isinstance(module, nn.Linear) else module.hidden_size)
                 value.uniform_(-bound, bound, generator=generator)
             elif isinstance(module, nn.modules.conv._ConvNd):
                 fan_out = module.out_channels * math.prod(module.kernel_size) / module.groups
@@ -287,7 +292,7 @@ def initial_weights(net: nn.Module, generator: torch.Generator, *, device: torch
             elif isinstance(module, nn.Embedding):
                 value.normal_(generator=generator)
             else:
-                raise TypeError(f"initial_weights knows linear, convolution, normalisation and embedding modules, got "
-                                f"{type(module).__name__} at {name!r}; pass initial weights yourself")
+                raise TypeError(f"initial_weights knows linear, convolution, normalisation, embedding and recurrent "
+                                f"modules, got {type(module).__name__} at {name!r}; pass initial weights yourself")
             drawn[f"{name}.{part}" if name else part] = value.to(device=device, dtype=dtype)
     return {key: drawn[key] for key, _ in net.named_parameters()}

@@ -11,8 +11,9 @@ import numpy as np
 
 from lossland.errors import did_you_mean
 from lossland.files import cache_folder
+from lossland.sampling import channel_statistics
 
-TASKS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+TASKS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "pydoc")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -51,20 +52,43 @@ class Source(NamedTuple):
     note: str
 
 
+def data_folder(data_dir: str | Path | None = None) -> Path:
+    """Return where data sets are looked for: `data_dir`, else ``LOSSLAND_DATA``, else ``data`` in the cache folder."""
+    return Path(data_dir or os.environ.get("LOSSLAND_DATA") or cache_folder() / "data").expanduser()
+
+
 def read(name: str | Path, data_dir: str | Path | None = None, allow_download: bool = False) -> Source:
-    """Return a data set; the arguments are those of `lossland.tasks.load_task`.
+    """Return a data set of images; the arguments are those of `lossland.tasks.load_task`.
 
     Raises:
         ValueError: An unknown name, or data that are not as they should be.
         FileNotFoundError: The data are not where they were looked for.
     """
-    folder = Path(data_dir or os.environ.get("LOSSLAND_DATA") or cache_folder() / "data").expanduser()
+    folder = data_folder(data_dir)
     if str(name).endswith(".npz"):
         return _npz(Path(name).expanduser(), folder)
     if name not in TASKS:
-        raise ValueError(f"name must be one of {', '.join(map(repr, TASKS))} or the path of an .npz file; got "
-                         f"{str(name)!r}{did_you_mean(name, TASKS)}")
+        raise ValueError(f"name must be one of {', '.join(map(repr, TASKS))}, the path of an .npz file, or a folder "
+                         f"with train.txt, valid.txt and test.txt; got {str(name)!r}{did_you_mean(name, TASKS)}")
     return _digits() if name == "digits" else _torchvision(str(name), folder, allow_download)
+
+
+def normalisation(source: Source, images: np.ndarray, normalise: str) -> Statistics:
+    """Return mean and deviation per channel by which training images (n, C, H, W) are normalised, as `load_task` says.
+
+    Raises:
+        ValueError: A channel that has the same pixel everywhere.
+    """
+    channels = images.shape[1]
+    if normalise == "auto" and source.constants is not None:
+        return source.constants
+    if normalise == "unit" or (normalise == "auto" and channels == 1):
+        return (0.0,) * channels, (1.0,) * channels
+    mean, std = channel_statistics(images, source.scale)
+    if min(std) == 0:
+        raise ValueError(f"{source.name}: channel {std.index(0)} of the training images must vary to be normalised by "
+                         "its deviation, got the same pixel everywhere; use normalise='unit'")
+    return mean, std
 
 
 def _digits() -> Source:

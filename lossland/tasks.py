@@ -1,4 +1,4 @@
-"""Data sets that live on the device as uint8: normalised, shuffled and augmented there, batch by batch."""
+"""Data sets that live on the device: images, normalised, shuffled and augmented there batch by batch; words."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lossland.devices import pick_device
 from lossland.errors import choose
-from lossland.sampling import channel_statistics, draw_crops, first_of_every_class, flip_crop, held_out, redrawn
-from lossland.sources import TASKS, Source, Statistics, read
+from lossland.sampling import draw_crops, flip_crop, held_out, redrawn
+from lossland.sources import TASKS, data_folder, normalisation, read
+from lossland.splits import Split, described
+from lossland.texts import Text, read_text
 
 __all__ = ["TASKS", "Split", "Task", "load_task", "pick_device"]
 
@@ -23,36 +25,11 @@ NORMALISATIONS = ("auto", "unit", "channels")
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Images and labels of one split, on one device.
-
-    Attributes:
-        images: (n, C, H, W) uint8 pixels as they came.
-        labels: (n,) int64 classes.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(f"images must be uint8 (n, C, H, W), got {_described(self.images)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1] or not len(self.labels):
-            raise ValueError(f"labels must be int64, one for each of the {len(self.images)} images and at least one, "
-                             f"got {_described(self.labels)}")
-        if self.images.device != self.labels.device:
-            raise ValueError(f"labels must be on {self.images.device} with the images, got {self.labels.device}")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __repr__(self) -> str:
-        return f"Split({len(self)} images, {' x '.join(map(str, self.images.shape[1:]))}, on {self.images.device})"
-
-
-@dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task: resident images and how they are normalised and augmented.
+    """A classification task: resident images and how they are normalised and augmented; or words of a text.
+
+    A text is a classification task with as many classes as words: a network sees windows (b, L) of words and gives
+    logits (b, C, L) for the words that follow.
 
     Attributes:
         name: Name of the data set, or of the file.
@@ -62,6 +39,7 @@ class Task:
         mean, std: Per channel, after scaling: a network sees (pixel / scale - mean) / std.
         augment: "none" or "flip-crop" (`flip_crop`), for training batches that ask for it.
         note: One sentence about the data, for tables.
+        words: Of a text: the vocabulary; word i of images and labels is words[i]. Scale, mean and std are 1, () and ().
         fingerprint: 16 hexadecimal digits of the sha256 of the splits, the normalisation and the augmentation: the same
             data have the same fingerprint on every device and under every name. Left empty, it is computed.
     """
@@ -77,26 +55,37 @@ class Task:
     augment: str = "none"
     note: str = ""
     fingerprint: str = field(default="")
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choose("augment", self.augment, AUGMENTATIONS)
-        if not len(self.mean) == len(self.std) == self.input_shape[0] or min(self.std) <= 0 or self.scale <= 0:
-            raise ValueError(f"mean and std must have one value per channel ({self.input_shape[0]}), std and scale "
+        channels = 0 if self.is_text else self.input_shape[0]
+        if not len(self.mean) == len(self.std) == channels or min(self.std, default=1) <= 0 or self.scale <= 0:
+            raise ValueError(f"mean and std must have one value per channel ({channels}), std and scale "
                              f"must be > 0, got mean {self.mean}, std {self.std}, scale {self.scale}")
+        if self.is_text and (self.augment != "none" or len(self.words) != self.classes):
+            raise ValueError(f"a text must have augment 'none' and {self.classes} words, one per class, "
+                             f"got {self.augment!r} and {len(self.words)} words")
         for name, part in self._parts():
             if part.images.shape[1:] != self.input_shape:
                 raise ValueError(f"{name} images must have the shape {self.input_shape} of the training images, "
                                  f"got {tuple(part.images.shape[1:])}")
-            low, high = (int(value) for value in part.labels.aminmax())
-            if low < 0 or high >= self.classes:
-                raise ValueError(f"{name} labels must be in 0..{self.classes - 1}, got {low if low < 0 else high}")
+            for kind in ("images", "labels") if self.is_text else ("labels",):
+                low, high = (int(value) for value in getattr(part, kind).aminmax())
+                if low < 0 or high >= self.classes:
+                    raise ValueError(f"{name} {kind} must be in 0..{self.classes - 1}, got {low if low < 0 else high}")
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", self._hash())
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image; (L,) of a window of words."""
         return tuple(self.train.images.shape[1:])
+
+    @property
+    def is_text(self) -> bool:
+        """Return whether the inputs are words."""
+        return self.train.is_text
 
     def split(self, name: str) -> Split:
         """Return a split by name.
@@ -114,18 +103,23 @@ class Task:
         """Return normalised images, one multiply-add each.
 
         Args:
-            images: (n, C, H, W) pixels, uint8, or floating point on the same scale (corrupted or mixed images).
-            dtype: Type of the result.
+            images: (n, C, H, W) pixels, uint8, or floating point on the same scale (corrupted or mixed images); of a
+                text (n, L) int64 words.
+            dtype: Type of the result; words stay what they are.
 
         Returns:
-            (n, C, H, W) (pixel / scale - mean) / std, on the device of ``images``.
+            (n, C, H, W) (pixel / scale - mean) / std, on the device of ``images``; words as they came.
 
         Raises:
-            TypeError: Neither uint8 nor floating point.
+            TypeError: Neither uint8 nor floating point; words that are not int64.
             ValueError: Another shape, or NaN or infinite pixels.
         """
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
-            raise ValueError(f"images must be (n, {', '.join(map(str, self.input_shape))}), got {_described(images)}")
+        if images.ndim != len(self.input_shape) + 1 or tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(f"images must be (n, {', '.join(map(str, self.input_shape))}), got {described(images)}")
+        if self.is_text:
+            if images.dtype != torch.int64:
+                raise TypeError(f"words must be int64, got {images.dtype}")
+            return images
         if images.dtype != torch.uint8:
             if not images.is_floating_point():
                 raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
@@ -181,6 +175,8 @@ class Task:
     def subset(self, train: int | None = None, test: int | None = None) -> "Task":
         """Return a smaller task: the first images of every class, the classes as even as they can be, in their order.
 
+        Of a text the first windows; the vocabulary stays.
+
         Args:
             train: Number of training images; None: all.
             test: Number of test images; None: all.
@@ -189,9 +185,10 @@ class Task:
             ValueError: A number below 1 or above what there is.
         """
         wanted = {"train": train, "test": test}
-        chosen = {name: _first(name, self.split(name), n) for name, n in wanted.items() if n is not None}
-        sizes = ", ".join(f"{len(part)} {name} images" for name, part in chosen.items())
-        note = f"{self.note}; the first {sizes}, even over the classes" if sizes else self.note
+        chosen = {name: self.split(name).first(n, name) for name, n in wanted.items() if n is not None}
+        sizes = ", ".join(f"{len(part)} {name} {part.kind}" for name, part in chosen.items())
+        even = "" if self.is_text else ", even over the classes"
+        note = f"{self.note}; the first {sizes}{even}" if sizes else self.note
         return replace(self, **chosen, note=note, fingerprint="")
 
     @cached_property
@@ -223,12 +220,15 @@ class Task:
 
 def load_task(name: str | Path = "digits", *, data_dir: str | Path | None = None, device: str | torch.device = "auto",
               validation: int | float = 0, label_noise: float = 0.0, seed: int = 0, allow_download: bool = False,
-              augment: str = "auto", normalise: str = "auto") -> Task:
+              augment: str = "auto", normalise: str = "auto", vocabulary: int | None = None,
+              window: int | None = None) -> Task:
     """Return a data set on the device, checked.
 
     Args:
         name: One of `TASKS`, or the path of an ``.npz`` file with ``x_train``, ``y_train``, ``x_test``, ``y_test``:
-            uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W) with 1 or 3 channels, and integer labels.
+            uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W) with 1 or 3 channels, and integer labels. "pydoc" is
+            the text of Python's own documentation; a text of your own is the path of a folder with ``train.txt``,
+            ``valid.txt`` and ``test.txt``. Texts bring a validation split, and none of the options of images.
         data_dir: Folder of the torchvision data sets, and of an ``.npz`` that is not found as given. None: the
             environment variable ``LOSSLAND_DATA``, else ``data`` in the cache folder.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
@@ -241,11 +241,14 @@ def load_task(name: str | Path = "digits", *, data_dir: str | Path | None = None
         augment: "none", "flip-crop", or "auto": flip-crop for cifar10 and cifar100.
         normalise: "unit" (pixels in [0, 1]), "channels" (mean 0 and deviation 1 per channel of the training split), or
             "auto": the usual constants for cifar10 and cifar100, "channels" for an ``.npz`` in colour, "unit" else.
+        vocabulary: Of a text: the largest number of words, <unk> and <eos> included; None: 10,000.
+        window: Of a text: words per window; None: 35.
 
     Raises:
         ValueError: An unknown name or option, a device that is not there, a file that is damaged or lacks an array,
-            arrays of wrong type or shape, labels outside the classes, sizes that do not fit.
-        FileNotFoundError: The data are not where they were looked for.
+            arrays of wrong type or shape, labels outside the classes, sizes that do not fit, a text without words or
+            with fewer than a window, options of images for a text and the other way round.
+        FileNotFoundError: The data are not where they were looked for, or a folder lacks one of its files.
 
     Source: label noise as in W21 Fig. 8 (a fixed fraction, the same draw for all methods).
 
@@ -259,40 +262,32 @@ def load_task(name: str | Path = "digits", *, data_dir: str | Path | None = None
     choose("normalise", normalise, NORMALISATIONS)
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label_noise must be a fraction in [0, 1], got {label_noise!r}")
+    images_only = {"validation": validation, "label_noise": label_noise, "augment": augment != "none" and augment,
+                   "normalise": normalise}
+    if (name not in TASKS or name == "pydoc") and (text := read_text(name, data_folder(data_dir), vocabulary, window)):
+        return _text_task(text, place, images_only)
+    if vocabulary is not None or window is not None:
+        raise ValueError(f"vocabulary and window are for texts, got {vocabulary} and {window} for {str(name)!r}")
     source = read(name, data_dir, allow_download)
     images, labels = source.train
     order, rest = held_out(len(labels), validation, seed)
     noisy = redrawn(labels[order], label_noise, source.classes, seed)
-    mean, std = _normalisation(source, images[order], normalise)
+    mean, std = normalisation(source, images[order], normalise)
     note = f"{source.note}; {label_noise:.0%} of the training labels redrawn" if label_noise else source.note
     return Task(source.name, _resident(images[order], noisy, place), _resident(*source.test, place),
                 _resident(images[rest], labels[rest], place) if len(rest) else None, source.classes, source.scale,
                 mean, std, source.augment if augment == "auto" else augment, note)
 
 
+def _text_task(text: Text, device: torch.device, images_only: dict[str, object]) -> Task:
+    given = [f"{option}={value!r}" for option, value in images_only.items() if value not in (0, "auto")]
+    if given:
+        raise ValueError(f"{text.name!r} is a text: its labels are its next words, it has its own validation split; "
+                         f"options of images must be left out, got {', '.join(given)}")
+    parts = {split: _resident(*pair, device) for split, pair in text.splits.items()}
+    return Task(text.name, **parts, classes=len(text.words), scale=1.0, mean=(), std=(), note=text.note,
+                words=text.words)
+
+
 def _resident(images: np.ndarray, labels: np.ndarray, device: torch.device) -> Split:
     return Split(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (images, labels)))
-
-
-def _normalisation(source: Source, images: np.ndarray, normalise: str) -> Statistics:
-    channels = images.shape[1]
-    if normalise == "auto" and source.constants is not None:
-        return source.constants
-    if normalise == "unit" or (normalise == "auto" and channels == 1):
-        return (0.0,) * channels, (1.0,) * channels
-    mean, std = channel_statistics(images, source.scale)
-    if min(std) == 0:
-        raise ValueError(f"{source.name}: channel {std.index(0)} of the training images must vary to be normalised by "
-                         "its deviation, got the same pixel everywhere; use normalise='unit'")
-    return mean, std
-
-
-def _first(name: str, part: Split, n: int) -> Split:
-    if not 1 <= n <= len(part):
-        raise ValueError(f"{name} must be a number of images in 1..{len(part)}, got {n}")
-    chosen = first_of_every_class(part.labels, n)
-    return Split(part.images[chosen], part.labels[chosen])
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

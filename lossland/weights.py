@@ -38,9 +38,20 @@ def skeleton(net: nn.Module) -> nn.Module:
 
     Call it by `torch.func.functional_call(skeleton, (weights, buffers), (images,))`. Its modules may be rewired or
     switched to training mode without the user's module noticing.
+
+    On a GPU a recurrent layer would move the tensors it is called with into one block of its own, away from the memory
+    that whoever called it (training, say) goes on writing to. Its copy here leaves them where they are; cuDNN then
+    warns once that it copies them at every call.
     """
     private = copy.deepcopy(net).to("meta")
+    for module in private.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters = _leave_in_place
     return private.requires_grad_(False).eval()
+
+
+def _leave_in_place() -> None:
+    """Stand in for `nn.RNNBase.flatten_parameters`."""
 
 
 def check_finite(weights: Mapping[str, Tensor], name: str) -> None:

@@ -372,10 +372,10 @@ def test_single_array_under_the_name_of_an_npz_is_refused(tmp_path: Path) -> Non
 # names, options, devices
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of 'digits', 'mnist', .* or the path of an .npz file; "
-                                         r"got 'cifar-10' \(did you mean 'cifar10'\?\)"):
+    with pytest.raises(ValueError, match=r"name must be one of 'digits', 'mnist', .*, the path of an .npz file, or a "
+                                         r"folder with train.txt, .*; got 'cifar-10' \(did you mean 'cifar10'\?\)"):
         load_task("cifar-10")
-    assert TASKS == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+    assert TASKS == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "pydoc")
 
 
 def test_unknown_options_are_refused() -> None:
@@ -394,7 +394,7 @@ def test_device_that_is_not_there_is_refused(device: str) -> None:
 
 
 def test_missing_torchvision_data_say_where_they_were_looked_for(tmp_path: Path) -> None:
-    for name in TASKS[1:]:
+    for name in TASKS[1:-1]:
         with pytest.raises(FileNotFoundError, match=rf"{name} must lie in {tmp_path} .*data_dir.*LOSSLAND_DATA.*"
                                                     r"allow_download=True.*\.npz"):
             load_task(name, data_dir=tmp_path)
@@ -452,7 +452,7 @@ def test_inconsistent_task_is_refused(change: dict, says: str) -> None:
 
 
 @pytest.mark.parametrize(("images", "labels", "says"), [
-    (torch.zeros(2, 1, 3, 3), torch.zeros(2).long(), r"images must be uint8 \(n, C, H, W\), got float32 \(2, 1"),
+    (torch.zeros(2, 1, 3, 3), torch.zeros(2).long(), r"images must be uint8 \(n, C, H, W\), .* got float32 \(2, 1"),
     (torch.zeros(2, 3, 3).byte(), torch.zeros(2).long(), r"images must be uint8 .* got uint8 \(2, 3, 3\)"),
     (torch.zeros(2, 1, 3, 3).byte(), torch.zeros(3).long(), r"labels must be int64, one for each of the 2 images"),
     (torch.zeros(2, 1, 3, 3).byte(), torch.zeros(2).byte(), r"labels must be int64, .* got uint8 \(2,\)"),
