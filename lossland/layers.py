@@ -7,67 +7,16 @@ write u (weight, bias, normalisation) together with the columns of the layers th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lossland.units import PER_UNIT, Layer, axes, elementwise, free_axes, named, pieces, tensor_name, width
 from lossland.weights import Weights, buffers_of, skeleton, weights_of
 
-_PER_UNIT = ("weight", "bias", "running_mean", "running_var")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight layer of a network.
-
-    Attributes:
-        module: dotted name of the linear or convolutional module, such as "blocks.0.conv2".
-        reads: unit axis of its inputs, such as "stream0"; None: it reads the data.
-        writes: unit axis of its outputs; None: it writes the logits.
-        norm: name of the normalisation that follows it (indexed by `writes`).
-        pre_norm: name of the normalisation that precedes it (indexed by `reads`).
-    """
-
-    module: str
-    reads: str | None
-    writes: str | None
-    norm: str | None = None
-    pre_norm: str | None = None
-
-
-def axes(layers: Iterable[Layer]) -> dict[str, tuple[tuple[Layer, ...], tuple[Layer, ...]]]:
-    """Return unit axis -> (layers that write it, layers that read it), in forward order."""
-    found: dict[str, tuple[list[Layer], list[Layer]]] = {}
-    for layer in layers:
-        if layer.reads is not None:
-            found.setdefault(layer.reads, ([], []))[1].append(layer)
-        if layer.writes is not None:
-            found.setdefault(layer.writes, ([], []))[0].append(layer)
-    return {axis: (tuple(writers), tuple(readers)) for axis, (writers, readers) in found.items()}
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One tensor and the way its entries are dealt out to n units."""
-
-    name: str
-    incoming: bool  # True: units are its leading axis; False: units are the (outer part of the) second axis
-
-
-def _pieces(weights: Mapping[str, Tensor], writers: Sequence[Layer], readers: Sequence[Layer]) -> list[_Piece]:
-    pieces = []
-    for layer in writers:
-        names = [f"{layer.module}.weight", f"{layer.module}.bias"]
-        names += [f"{layer.norm}.{part}" for part in _PER_UNIT] if layer.norm else []
-        pieces += [_Piece(name, True) for name in names if name in weights]
-    for layer in readers:
-        if layer.pre_norm:
-            names = [f"{layer.pre_norm}.{part}" for part in _PER_UNIT]
-            pieces += [_Piece(name, True) for name in names if name in weights]
-        pieces.append(_Piece(f"{layer.module}.weight", False))
-    return pieces
+__all__ = ["Layer", "axes", "check_cover", "depths", "elementwise", "free_axes", "gather", "permute", "scatter",
+           "tensor_name", "unit_count", "verify"]
 
 
 def unit_count(weights: Mapping[str, Tensor], layers: Iterable[Layer], axis: str) -> int:
@@ -77,34 +26,9 @@ def unit_count(weights: Mapping[str, Tensor], layers: Iterable[Layer], axis: str
         ValueError: if no layer writes the axis, or its writers disagree.
     """
     writers, _ = axes(layers).get(axis, ((), ()))
-    counts = {weights[f"{layer.module}.weight"].shape[0] for layer in writers}
-    if len(counts) != 1:
-        raise ValueError(f"axis {axis!r} must be written by layers of equal width, got widths {sorted(counts)}")
-    return counts.pop()
-
-
-def _rows(tensor: Tensor, piece: _Piece, n: int) -> Tensor:
-    """Return the (n, d) rows of one tensor: a view where memory allows."""
-    if piece.incoming:
-        # A normalisation behind a flatten has n * positions entries, unit-major: one unit owns a run of them.
-        return tensor.reshape(n, -1)
-    out = tensor.shape[0]
-    # (out, n, positions) -> (n, out * positions); positions are kernel taps, or pixels behind a flatten.
-    return tensor.reshape(out, n, -1).transpose(0, 1).reshape(n, -1)
-
-
-def _unrows(rows: Tensor, like: Tensor, piece: _Piece) -> Tensor:
-    """Exact inverse of `_rows`."""
-    if piece.incoming:
-        return rows.reshape(like.shape)
-    n, out = rows.shape[0], like.shape[0]
-    return rows.reshape(n, out, -1).transpose(0, 1).reshape(like.shape)
-
-
-def _width(weights: Mapping[str, Tensor], writers: Sequence[Layer]) -> int:
     if not writers:
-        raise ValueError("writers must name at least one layer, got none")
-    return weights[f"{writers[0].module}.weight"].shape[0]
+        raise ValueError(f"axis {axis!r} must be written by a layer, got the axes {list(axes(layers))}")
+    return width(weights, writers)
 
 
 def gather(weights: Mapping[str, Tensor], writers: Sequence[Layer], readers: Sequence[Layer] = ()) -> Tensor:
@@ -113,7 +37,8 @@ def gather(weights: Mapping[str, Tensor], writers: Sequence[Layer], readers: Seq
     Args:
         weights: name -> tensor (not stacked).
         writers: layers that write the unit axis; each gives [weight row | bias | normalisation].
-        readers: layers that read it; each gives [its normalisation in front | weight column]. None: rows only.
+        readers: layers that read it; each gives [its normalisation in front | weight column]. None: rows only. Both are
+            one entry of `axes(layers)`, or some of its layers.
 
     Returns:
         (n, D) matrix, unscaled; a convolution gives its filter, and its outgoing slice with all taps. A linear layer
@@ -121,8 +46,8 @@ def gather(weights: Mapping[str, Tensor], writers: Sequence[Layer], readers: Seq
 
     Source: AY20 section 3.1 and Fig. 1; filters as units: section 4.2.
     """
-    n = _width(weights, writers)
-    return torch.cat([_rows(weights[p.name], p, n) for p in _pieces(weights, writers, readers)], dim=1)
+    n = width(weights, writers)
+    return torch.cat([piece.rows(weights[piece.name], n) for piece in pieces(weights, writers, readers)], dim=1)
 
 
 def scatter(
@@ -133,14 +58,13 @@ def scatter(
     Raises:
         ValueError: if `units` does not have the shape that `gather` returns.
     """
-    n = _width(weights, writers)
-    pieces = _pieces(weights, writers, readers)
-    sizes = [weights[p.name].numel() // n for p in pieces]
+    n, parts = width(weights, writers), pieces(weights, writers, readers)
+    sizes = [weights[p.name].numel() // weights[p.name].shape[p.dim] * p.size // n for p in parts]
     if units.shape != (n, sum(sizes)):
         raise ValueError(f"units must have shape ({n}, {sum(sizes)}), got {tuple(units.shape)}")
     changed = dict(weights)
-    for piece, rows in zip(pieces, units.split(sizes, dim=1), strict=True):
-        changed[piece.name] = _unrows(rows, weights[piece.name], piece)
+    for piece, rows in zip(parts, units.split(sizes, dim=1), strict=True):
+        changed[piece.name] = piece.put(changed[piece.name], rows)
     return changed
 
 
@@ -155,22 +79,24 @@ def permute(
         permutations: axis -> (n,) integer permutation; axes left out stay as they are.
 
     Raises:
-        ValueError: for an unknown axis, or an index tensor that is not a permutation of its n units.
+        ValueError: for an unknown axis, a fixed one, or an index tensor that is not a permutation of its n units.
     """
     known = axes(layers)
     changed = dict(weights)
     for axis, permutation in permutations.items():
         if axis not in known:
             raise ValueError(f"permutations must name unit axes {sorted(known)}, got {axis!r}")
+        if any(layer.fixed for layer in known[axis][0]):
+            raise ValueError(f"permutations must leave out {axis!r}: the order of its units matters (a grouped "
+                             "convolution, say)")
         n = unit_count(changed, layers, axis)
         index = torch.as_tensor(permutation)
         if index.shape != (n,) or not torch.equal(index.sort().values.cpu(), torch.arange(n)):
             raise ValueError(f"permutation of {axis!r} must hold each of 0..{n - 1} once, got an index of shape "
                              f"{tuple(index.shape)}")
-        for piece in _pieces(changed, *known[axis]):
+        for piece in pieces(changed, *known[axis]):
             tensor = changed[piece.name]
-            rows = _rows(tensor, piece, n)[index.to(tensor.device)]
-            changed[piece.name] = _unrows(rows, tensor, piece)
+            changed[piece.name] = piece.put(tensor, piece.rows(tensor, n)[index.to(tensor.device)])
     return changed
 
 
@@ -186,11 +112,14 @@ def depths(layers: Sequence[Layer]) -> dict[str, int]:
     axis_depth: dict[str | None, int] = {None: 0}
     found = {}
     for layer in layers:
-        depth = axis_depth[layer.reads] + 1
-        if layer.writes is not None and axis_depth.setdefault(layer.writes, depth) != depth:
-            raise ValueError(f"layer {layer.module!r} reaches axis {layer.writes!r} at depth {depth} and "
-                             f"{axis_depth[layer.writes]}: a network with skip connections has no single depth")
-        found[layer.module] = depth
+        ways = {axis_depth[axis] + 1 for axis in named(layer.reads)}
+        for axis in named(layer.writes):
+            ways |= {axis_depth[axis]} if axis in axis_depth and axis is not None else set()
+        if len(ways) != 1:
+            raise ValueError(f"layer {layer.module!r} reaches axis {layer.writes!r} at depths {sorted(ways)}: a "
+                             "network with skip connections has no single depth")
+        found[layer.module] = ways.pop()
+        axis_depth.update({axis: found[layer.module] for axis in named(layer.writes) if axis is not None})
     return found
 
 
@@ -203,10 +132,12 @@ def check_cover(net: nn.Module, layers: Sequence[Layer]) -> None:
     parameters = set(dict(net.named_parameters()))
     listed: list[str] = []
     for layer in layers:
-        modules = [m for m in (layer.module, layer.norm, layer.pre_norm) if m]
-        if f"{layer.module}.weight" not in parameters:
-            raise ValueError(f"layers name {layer.module!r}, which has no weight in this network")
-        listed += [f"{m}.{part}" for m in modules for part in ("weight", "bias") if f"{m}.{part}" in parameters]
+        weight = str(tensor_name(parameters, layer))
+        listed += [] if layer.tied else [weight]
+        bias = tensor_name(parameters, layer, "bias")
+        listed += [bias] if bias else []
+        norms = [name for name in (layer.norm, layer.pre_norm) if name]
+        listed += [name for norm in norms for part in PER_UNIT if (name := f"{norm}.{part}") in parameters]
     missing, twice = sorted(parameters - set(listed)), sorted({name for name in listed if listed.count(name) > 1})
     if missing or twice:
         raise ValueError(f"layers must cover every parameter exactly once; missing {missing}, listed twice {twice}")
@@ -231,10 +162,42 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
     """
     check_cover(net, layers)
     for axis, (writers, readers) in axes(layers).items():
-        if not writers or not readers:
+        # An axis that is contracted with itself (queries and keys of attention) has no reader, but is written twice.
+        twice = sum(named(layer.writes).count(axis) for layer in writers) > 1
+        if not writers or not (readers or twice):
             raise ValueError(f"axis {axis!r} must have layers that write it and layers that read it, "
                              f"got writers {[w.module for w in writers]}, readers {[r.module for r in readers]}")
     generator = torch.Generator().manual_seed(seed)
+    state, bare = _random_state(net, generator), skeleton(net)
+    images = example.detach().cpu()
+    images = images.double() if images.is_floating_point() else images
+    outputs = functional_call(bare, state, (images,))
+    orders = {axis: _cycle(unit_count(state, layers, axis), generator) for axis in free_axes(layers)}
+
+    def change(some: Mapping[str, Tensor]) -> float:
+        moved = functional_call(bare, permute(state, layers, some), (images,))
+        return float((moved - outputs).abs().max() / outputs.abs().max())
+
+    worst = change(orders)  # all at once: one pass; axis by axis only to tell which one is wrong
+    if worst < 1e-9:
+        return worst
+    alone = {axis: change({axis: order}) for axis, order in orders.items()}
+    axis = next((axis for axis, each in alone.items() if not each < 1e-9), None)
+    if axis is None:
+        raise ValueError("permuting all axes at once must leave the outputs unchanged, "
+                         f"got a relative change of {worst:.1e}")
+    raise ValueError(f"permuting axis {axis!r} must leave the outputs unchanged, "
+                     f"got a relative change of {alone[axis]:.1e}")
+
+
+def _cycle(n: int, generator: torch.Generator) -> Tensor:
+    """Return a random permutation (n,) that leaves no unit in its place."""
+    places = torch.randperm(n, generator=generator)
+    return places.roll(1)[places.argsort()]
+
+
+def _random_state(net: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return random weights and buffers, float64, on the CPU."""
     state = {}
     for name, tensor in {**weights_of(net), **buffers_of(net)}.items():
         if tensor.is_floating_point():
@@ -244,16 +207,4 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
             state[name] = noise.abs() + 0.5 if positive else noise / fan_in**0.5
         else:
             state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()
-    bare = skeleton(net)
-    images = example.detach().cpu().double()
-    outputs = functional_call(bare, state, (images,))
-    worst = 0.0
-    for axis in axes(layers):
-        n = unit_count(state, layers, axis)
-        moved = permute(state, layers, {axis: torch.randperm(n, generator=generator)})
-        change = float((functional_call(bare, moved, (images,)) - outputs).abs().max() / outputs.abs().max())
-        if not change < 1e-9:
-            raise ValueError(f"permuting axis {axis!r} must leave the outputs unchanged, "
-                             f"got a relative change of {change:.1e}")
-        worst = max(worst, change)
-    return worst
+    return state

@@ -33,6 +33,13 @@ def buffers_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
 
 
+def tied(net: nn.Module) -> dict[str, str]:
+    """Return other name -> first name of the parameters that have several names, as tied weights do."""
+    first: dict[int, str] = {}
+    names = [(name, first.setdefault(id(p), name)) for name, p in net.named_parameters(remove_duplicate=False)]
+    return {name: known for name, known in names if name != known}
+
+
 def skeleton(net: nn.Module) -> nn.Module:
     """Return a private copy of `net` in evaluation mode, without storage: parameters live on the `meta` device.
 
@@ -44,6 +51,9 @@ def skeleton(net: nn.Module) -> nn.Module:
     warns once that it copies them at every call.
     """
     private = copy.deepcopy(net).to("meta")
+    for name, first in tied(net).items():  # moving to another device unties them, and what is left computes garbage
+        module, _, part = name.rpartition(".")
+        private.get_submodule(module).register_parameter(part, private.get_parameter(first))
     for module in private.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters = _leave_in_place

@@ -92,3 +92,21 @@ def test_weights_of_another_network_are_refused_by_name():
         w.check_belongs(net, net, "a")
     with pytest.raises(TypeError, match="first must be a dictionary .* got Sequential"):
         w.check_match(net, net, ("first", "second"))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(5, 3), nn.Linear(3, 5)
+        self.out.weight = self.words.weight
+
+    def forward(self, index):
+        return self.out(self.words(index))
+
+
+def test_tied_weights_stay_tied_in_a_skeleton():
+    net = Tied()
+    bare, index = w.skeleton(net), torch.tensor([1, 4])
+    assert w.tied(bare) == w.tied(net) == {"out.weight": "words.weight"}
+    weights = {"words.weight": torch.randn(5, 3), "out.bias": torch.zeros(5)}
+    assert_close(torch.func.functional_call(bare, weights, (index,)), weights["words.weight"][index] @ weights["words.weight"].T)
