@@ -19,16 +19,16 @@ PACKAGE = ROOT / "lossland"
 LEVELS = [
     ["errors", "files", "devices", "sampling"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
-     "tables", "records", "least_squares", "invertible", "units"],
+     "tables", "records", "least_squares", "invertible", "bases", "units"],
     ["layers", "tasks", "paths", "metrics", "recording"],
     ["residual", "recurrent", "tracing", "batchnorm", "neurons", "families", "backbones", "costs", "reuse"],
-    ["models"],
+    ["models", "features"],
     ["flows", "adjust", "legs", "flat"],
     ["scoring", "archive", "stages", "heads"],
     ["mixtures"],
     ["evaluation", "training"],
     ["flow_training", "recipes", "planes", "worst", "ensembles"],
-    ["many", "connect"],
+    ["many", "connect", "learned"],
     ["figures", "slider", "__init__"],
 ]
 """A module imports only from lower levels, never from its own; `__init__` alone may import from all."""
