@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from lossland.adjust import adjusted
 from lossland.errors import choose
 from lossland.layers import Layer, axes, gather, permute, unit_count
-from lossland.legs import Groups, Moved, Swaps
-from lossland.neurons import Move, match, pooled_centre
-from lossland.paths import Path, arc, segment
+from lossland.legs import Swaps, carried
+from lossland.neurons import Move, match
+from lossland.paths import Path
+from lossland.stages import staged
 from lossland.tasks import Task
 from lossland.weights import Weights, check_finite, check_match
 
 SCHEMES = ("butterfly", "rows", "adjust")
-_SLACK = 1e-3  # relative error of a move at its ends that counts as rounding
 
 
 @torch.no_grad()
 def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[str, Tensor] | None = None,
             move: str | Move = "linear", scheme: str = "butterfly", match_on: str | None = None,
             layers: Sequence[Layer] | None = None, task: Task | None = None, knots: int = 11,
-            ridge: float | None = None, solve: str = "knots", progress: bool = False) -> Path:
+            ridge: float | None = None, patches: int | None = None, solve: str = "knots",
+            progress: bool = False) -> Path:
     """Return a continuous path from `a` to `b`, both reached to the last bit.
 
     Three choices make AY20's methods: Linear is (None, "linear"), Arc (None, "arc"), IAF flow and RealNVP (None, a
@@ -65,8 +66,16 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
                         "[ll.Layer('first', None, 'hidden'), ll.Layer('second', 'hidden', None)]")
     layers = tuple(net.layers() if layers is None else layers)
     choose("scheme", scheme, SCHEMES)
-    if scheme == "adjust" and task is None:
-        raise ValueError("task must be given for scheme='adjust': the next layer is solved for on its training images")
+    deep = scheme != "rows" and not _is_shallow(layers)
+    if task is None and (deep or scheme == "adjust"):
+        raise ValueError(f"task must be given for scheme={scheme!r}{' of several hidden layers' if deep else ''}: the "
+                         "next layer is solved for on its training images")
+    if deep:
+        check_match(a, b)
+        check_finite(a, "a")
+        check_finite(b, "b")
+        return staged(net, a, b, task, layers=layers, matching=matching, match_on=match_on, move=move, scheme=scheme,
+                      knots=knots, ridge=ridge, patches=patches, progress=progress)
     order = _order(a, b, layers, matching, match_on or ("rows" if scheme == "adjust" else "butterfly"))
     check_match(a, b)
     check_finite(a, "a")
@@ -79,6 +88,11 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     if all(torch.equal(p.cpu(), torch.arange(len(p))) for p in order.values()):
         return path
     return replace(path, legs=(*path.legs, Swaps(b, layers, order)))
+
+
+def _is_shallow(layers: Sequence[Layer]) -> bool:
+    found = axes(layers)
+    return len(found) <= 1 and all(len(writers) == len(readers) == 1 for writers, readers in found.values())
 
 
 def _one_axis(layers: Sequence[Layer], what: str, instead: str) -> str:
@@ -108,30 +122,9 @@ def _order(a: Weights, b: Weights, layers: Sequence[Layer], matching: str | Mapp
 
 def _moved(a: Weights, b: Weights, layers: tuple[Layer, ...], move: str | Move, scheme: str) -> Path:
     """Return the leg that carries the units of `a` to those of `b`."""
-    samples = "butterfly" if scheme == "butterfly" else "rows"
-    if samples == "butterfly":
+    if scheme == "butterfly":
         _one_axis(layers, "scheme='butterfly'", "use scheme='rows'")
-    if isinstance(move, str):
-        choose("move", move, ("linear", "arc"))
-        return segment(a, b) if move == "linear" else arc(a, b, pooled_centre(a, b, layers, samples=samples))
-    if not callable(move):
-        raise TypeError(f"move must be 'linear', 'arc' or a function of (x, y, s), got {type(move).__name__}")
-    whole: Groups = tuple(axes(layers).values())
-    rows: Groups = tuple(((layer,), ()) for layer in layers if layer.writes is not None)
-    groups = whole if samples == "butterfly" else rows
-    for writers, readers in groups:
-        _check_move(move, gather(a, writers, readers), gather(b, writers, readers))
-    return Path((Moved(a, b, groups, move),))
-
-
-def _check_move(move: Move, x: Tensor, y: Tensor) -> None:
-    units = move(x, y, torch.tensor([0.0, 0.5, 1.0], dtype=x.dtype, device=x.device))
-    if units.shape != (3, *x.shape):
-        raise ValueError(f"move must return (T, n, D) = {(3, *x.shape)}, got {tuple(units.shape)}")
-    if not torch.isfinite(units).all():
-        bad = int((~torch.isfinite(units)).sum())
-        raise ValueError(f"move must return finite units, got {bad} NaN or infinite entries")
-    for s, found, end in ((0, units[0], x), (1, units[-1], y)):
-        gap = float((found - end).norm() / end.norm().clamp(min=1e-30))
-        if gap > _SLACK:
-            raise ValueError(f"move must give {'xy'[s]} at s={s}, got units that differ by {gap:.2g} of their norm")
+        return Path((carried(a, b, tuple(axes(layers).values()), move),))
+    # An arc has a centre for the rows of the output layer, too; a `Move` knows hidden units only.
+    return Path((carried(a, b, tuple(((layer,), ()) for layer in layers
+                                     if layer.writes is not None or move == "arc"), move),))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lossland.errors import choose
 from lossland.layers import Layer, axes, gather, permute, scatter, unit_count
-from lossland.neurons import Move, swaps
-from lossland.paths import linear_basis
+from lossland.neurons import Groups, Move, group_centre, swaps
+from lossland.paths import Leg, Mix, arc_basis, linear_basis
 from lossland.weights import Weights, at, mix, stack
 
-Groups = tuple[tuple[tuple[Layer, ...], tuple[Layer, ...]], ...]
+_SLACK = 1e-3  # relative error of a move at its ends that counts as rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,46 @@ class Moved:
                 exact = {0.0: x, 1.0: y}.get(one, units[i])
                 points[i] = scatter(points[i], exact.to(x.dtype), writers, readers)
         return stack(points)
+
+
+def carried(a: Weights, b: Weights, groups: Groups, move: str | Move) -> Leg:
+    """Return the leg on which units move from `a` to `b`.
+
+    Args:
+        a, b: the ends; tensors that do not move are best the same objects in both: evaluation saves work there.
+        groups: (writers, readers) of each set of units; parameters outside of them move straight, or, on an arc, about
+            the mean of their ends.
+        move: "linear", "arc" (about the mean of the pooled units of a group), or any `Move`.
+
+    Raises:
+        ValueError: for an unknown name, or a `Move` that is not finite or does not start and end at the units.
+        TypeError: if `move` is neither a name nor a function.
+
+    Source: AY20 Eqs. (5) and (6).
+    """
+    if isinstance(move, str):
+        choose("move", move, ("linear", "arc"))
+        if move == "linear":
+            return Mix((a, b), linear_basis)
+        return Mix((a, b, group_centre(a, b, groups)), arc_basis)
+    if not callable(move):
+        raise TypeError(f"move must be 'linear', 'arc' or a function of (x, y, s), got {type(move).__name__}")
+    for writers, readers in groups:
+        _check_move(move, gather(a, writers, readers), gather(b, writers, readers))
+    return Moved(a, b, groups, move)
+
+
+def _check_move(move: Move, x: Tensor, y: Tensor) -> None:
+    units = move(x, y, torch.tensor([0.0, 0.5, 1.0], dtype=x.dtype, device=x.device))
+    if units.shape != (3, *x.shape):
+        raise ValueError(f"move must return (T, n, D) = {(3, *x.shape)}, got {tuple(units.shape)}")
+    if not torch.isfinite(units).all():
+        bad = int((~torch.isfinite(units)).sum())
+        raise ValueError(f"move must return finite units, got {bad} NaN or infinite entries")
+    for s, found, end in ((0, units[0], x), (1, units[-1], y)):
+        gap = float((found - end).norm() / end.norm().clamp(min=1e-30))
+        if gap > _SLACK:
+            raise ValueError(f"move must give {'xy'[s]} at s={s}, got units that differ by {gap:.2g} of their norm")
 
 
 @dataclass(frozen=True, eq=False)

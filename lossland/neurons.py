@@ -18,6 +18,9 @@ from lossland.weights import Weights, check_match, mix
 Move = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x (n, D), y (n, D), s (T,) -> (T, n, D): unit i of x goes to unit i of y; s = 0 gives x and s = 1 gives y."""
 
+Groups = tuple[tuple[tuple[Layer, ...], tuple[Layer, ...]], ...]
+"""(writers, readers) of sets of units, as `layers.gather` takes them."""
+
 _PLANS = {"emd": 10_000_000, "entropic": 100_000}  # solver -> iterations allowed
 _STOP = 1e-6  # error of the marginals of an entropic plan, whose total mass is 1
 _ROWS = 1024  # of one block of inner products
@@ -44,16 +47,32 @@ def pooled_centre(a: Weights, b: Weights, layers: Sequence[Layer], *, samples: s
 
     Source: AY20 Eq. (6), mu = E X = E Y; pooling over both networks as in the released settings.
     """
-    check_match(a, b)
     choose("samples", samples, ("butterfly", "rows"))
-    centre = {name: (a[name] + b[name]) / 2 for name in a}
     if samples == "butterfly":
-        groups = list(axes(layers).values())
+        groups = tuple(axes(layers).values())
         if len(groups) != 1:
             raise ValueError(f"samples='butterfly' needs one hidden layer, got unit axes {sorted(axes(layers))}; "
                              "use samples='rows'")
     else:
-        groups = [((layer,), ()) for layer in layers]
+        groups = tuple(((layer,), ()) for layer in layers)
+    return group_centre(a, b, groups)
+
+
+def group_centre(a: Weights, b: Weights, groups: Groups) -> Weights:
+    """Return the arc centre of several sets of units, each with the mean over its own pooled units of both ends.
+
+    Args:
+        a, b: the ends; a tensor that both hold as the same object stays that object.
+        groups: (writers, readers) of each set of units, as `layers.gather` takes them; a tensor outside of them gets
+            the mean of both ends.
+
+    Raises:
+        ValueError: if the ends differ in names or shapes.
+
+    Source: AY20 Eq. (6), for the stages of section 4.1.
+    """
+    check_match(a, b)
+    centre = {name: a[name] if a[name] is b[name] else (a[name] + b[name]) / 2 for name in a}
     for writers, readers in groups:
         pool = torch.cat([gather(a, writers, readers), gather(b, writers, readers)])
         centre = scatter(centre, pool.mean(0).expand(len(pool) // 2, -1).contiguous(), writers, readers)

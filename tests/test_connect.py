@@ -217,7 +217,7 @@ DEEP_WEIGHTS = models.initial_weights(DEEP, torch.Generator(), dtype=torch.float
      "equal numbers of units of 'hidden0' for matching='ot', since a bijection needs them; got 8 and 9"),
     (lambda: connect(NET, A, WIDER), ValueError, "a and b must have the same shapes"),
     (lambda: connect(DEEP, DEEP_WEIGHTS, DEEP_WEIGHTS), ValueError,
-     "scheme='butterfly' needs a network with one hidden layer, got unit axes \\['hidden0', 'hidden1'\\]; use scheme='rows'"),
+     "task must be given for scheme='butterfly' of several hidden layers: the next layer is solved for"),
     (lambda: connect(DEEP, DEEP_WEIGHTS, DEEP_WEIGHTS, scheme="rows", matching="ot"), ValueError,
      "matching='ot' needs a network with one hidden layer, .* give a permutation for each axis"),
     (lambda: connect(NET, A, B, scheme="adjust"), ValueError, "task must be given for scheme='adjust'"),
