@@ -43,6 +43,48 @@ def fresh_buffers(net: nn.Module, like: Tensor) -> dict[str, Tensor]:
     return buffers
 
 
+def estimating(net: nn.Module) -> nn.Module:
+    """Return a private copy of `net` without storage, in evaluation mode, whose normalisations leave the statistics of
+    the batch alone in the buffers that they are given."""
+    bare = skeleton(net)
+    for module in norms(bare).values():
+        module.train()
+        module.momentum = 1.0
+    return bare
+
+
+class Estimate:
+    """Statistics of one network, added up in float64 over batches, batches weighted by their size.
+
+    Attributes:
+        buffers: what `estimating(net)` is called with; it writes the statistics of a batch there.
+        names: of the buffers that are estimated.
+    """
+
+    def __init__(self, net: nn.Module, like: Tensor) -> None:
+        self.buffers = fresh_buffers(net, like)
+        self.names = [f"{name}.{part}" for name in norms(net) for part in ("running_mean", "running_var")]
+        self._sums = {name: torch.zeros_like(self.buffers[name], dtype=torch.float64) for name in self.names}
+        self._seen = 0
+
+    def add(self, images: int) -> None:
+        """Add the statistics that a batch of so many images has left in the buffers."""
+        for name, total in self._sums.items():
+            total += self.buffers[name].double() * images
+        self._seen += images
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the buffers of the network.
+
+        Raises:
+            ValueError: if no image was seen.
+        """
+        if not self._seen:
+            raise ValueError("images must hold at least one image to estimate batch-norm statistics, got none")
+        means = {name: (total / self._seen).to(self.buffers[name].dtype) for name, total in self._sums.items()}
+        return {**self.buffers, **means}
+
+
 @torch.no_grad()
 def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor], *,
             batch_size: int = 1000) -> dict[str, Tensor]:
@@ -63,22 +105,11 @@ def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor],
 
     Source: G18 section 3.3 (statistics from one additional pass), W21 Appendix D.
     """
-    first = next(iter(weights.values()))
-    buffers = fresh_buffers(net, first)
-    names = [f"{name}.{part}" for name in norms(net) for part in ("running_mean", "running_var")]
-    if not names:
-        return buffers
-    bare = skeleton(net)
-    for module in norms(bare).values():
-        module.train()
-        module.momentum = 1.0  # what is left in the buffer after a batch is that batch's statistic alone
-    sums = {name: torch.zeros_like(buffers[name], dtype=torch.float64) for name in names}
-    seen = 0
+    estimate = Estimate(net, next(iter(weights.values())))
+    if not estimate.names:
+        return estimate.buffers
+    bare = estimating(net)
     for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
-        functional_call(bare, (weights, buffers), (batch,))
-        for name in names:
-            sums[name] += buffers[name].double() * len(batch)
-        seen += len(batch)
-    if not seen:
-        raise ValueError("images must hold at least one image to estimate batch-norm statistics, got none")
-    return {**buffers, **{name: (total / seen).to(buffers[name].dtype) for name, total in sums.items()}}
+        functional_call(bare, (weights, estimate.buffers), (batch,))
+        estimate.add(len(batch))
+    return estimate.result()

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from lossland.families import Family
 from lossland.legs import Swaps
+from lossland.mixtures import Mixtures
 from lossland.paths import Leg, Mix, Path
-from lossland.scoring import Exchanges, Mixtures, Stateless, Sums, add_point, logits_of
+from lossland.scoring import Exchanges, Stateless, Sums, add_point, logits_of
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, at, check_belongs, check_finite, check_match, distance, inner
 
@@ -82,7 +83,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
     Returns:
         Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path],
         norm [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
-        `attrs` says how: grid (number of t), task, way ("fused", "shared first layer", "rank two",
+        `attrs` says how: grid (number of t), task, way ("fused", "shared prefix", "shared first layer", "rank two",
         "one by one").
 
     Raises:
@@ -130,10 +131,9 @@ class _Walk:
         else:
             self._one_by_one(leg, where, s, tick)
             return
-        self.ways.add(shared.way)
         self.away[where], self.norm[where] = (shared.distances(positions, origin) for origin in (self.start, None))
-        for name, split in self.splits.items():
-            shared.add(self.totals[name], where, positions, split, tick)
+        shared.score(self.totals, where, positions, tick)
+        self.ways.add(shared.way)
 
     def _one_by_one(self, leg: Leg, where: Tensor, s: Tensor, tick: Callable[[float], None]) -> None:
         self.ways.add("one by one")
@@ -206,7 +206,7 @@ def plane(net: nn.Module, points: dict[str, Weights], task: Task, *, cells: int 
     c = torch.stack([1 - second - third, second, third], 1)
     mixtures, sums = Mixtures(net, task, three), Sums.zeros(len(spots))
     with tqdm(total=len(spots), desc="plane", unit="cell", disable=not progress) as bar:
-        mixtures.add(sums, torch.arange(len(spots)), c, task.split(split), bar.update)
+        mixtures.score({split: sums}, torch.arange(len(spots)), c, bar.update)
     _check_sums(sums, spots, split)
     table = pd.DataFrame({"x": spots[:, 0].numpy(), "y": spots[:, 1].numpy(),
                           **sums.columns(task.split(split).labels.numel()),

@@ -17,7 +17,7 @@ KINDS = {  # network -> the way in which its straight legs are evaluated
     "mlp": ({"width": 9}, "fused"),
     "fc3": ({"first": 7, "second": 5}, "shared first layer"),
     "conv2fc1": ({"channels": (2, 3)}, "shared first layer"),
-    "cresnet20": ({"channels": 2, "blocks": 1}, "one by one"),
+    "cresnet20": ({"channels": 2, "blocks": 1}, "shared first layer"),
 }
 TASK = make_task(shape=(1, 8, 8))
 
@@ -50,8 +50,8 @@ def test_small_blocks_of_images_change_nothing(monkeypatch):
         net, (a, b, _) = ends(name)
         whole = ev.evaluate(net, paths.segment(a, b), TASK, points=5)
         with monkeypatch.context() as patch:
-            patch.setattr("lossland.scoring._SHARED", 8 * 2 * 9 * 7)
-            patch.setattr("lossland.scoring._BATCH", 3)
+            patch.setattr("lossland.scoring.SHARED", 8 * 2 * 9 * 7)
+            patch.setattr("lossland.scoring.BATCH", 3)
             assert np.allclose(ev.evaluate(net, paths.segment(a, b), TASK, points=5).nll, whole.nll, rtol=1e-12)
 
 
@@ -129,7 +129,7 @@ def test_a_users_network_without_a_layer_list_works_too():
     a, b = ({k: torch.randn(v.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
              for k, v in net.named_parameters()} for s in (1, 2))
     table = ev.evaluate(net, paths.segment(a, b), TASK, points=3)
-    assert table.attrs["way"] == "one by one" and table.nll.notna().all()
+    assert table.attrs["way"] == "shared first layer" and table.nll.notna().all()
 
 
 @pytest.mark.parametrize("call, error, message", [

@@ -139,7 +139,7 @@ def test_tiles_change_nothing(monkeypatch):
     net, _, leg = stage()
     whole = ev.evaluate(net, Path((leg,)), TASK, points=3)
     monkeypatch.setattr("lossland.scoring._TILE", (2, 7))
-    monkeypatch.setattr("lossland.scoring._SHARED", 8 * 9 * 20)
+    monkeypatch.setattr("lossland.scoring.SHARED", 8 * 9 * 20)
     assert np.allclose(ev.evaluate(net, Path((leg,)), TASK, points=3).nll, whole.nll, rtol=1e-12, atol=0)
 
 

@@ -1,0 +1,158 @@
+"""Scores of members of the span of k points of weight space, which share the work that they can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import linear
+
+from lossland import kernels, scoring
+from lossland.batchnorm import Estimate, estimating
+from lossland.paths import Mix, adds_up
+from lossland.reuse import Batch, Member, Span
+from lossland.scoring import Sums, batches, one_hidden
+from lossland.tasks import Split, Task
+from lossland.weights import Weights, inner, mix, skeleton
+
+
+@dataclass(frozen=True)
+class _Members:
+    """T networks: coefficients, buffers, and the names of the buffers that differ."""
+
+    coefficients: Tensor  # (T, k)
+    buffers: Sequence[dict[str, Tensor]]
+    moving: frozenset[str]
+
+
+class Mixtures:
+    """Members of the span of k fixed points, evaluated together.
+
+    Work that depends only on parameters which are one and the same tensor in all points is done once for each batch of
+    images, and so are, for each of the k points, the products of the first layers that differ. Networks with one hidden
+    layer run in a kernel of their own.
+
+    Attributes:
+        way: "fused", "shared prefix" (some parameters do not move), "shared first layer", or "one by one"; known after
+            scoring.
+    """
+
+    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights]) -> None:
+        self.net, self.task, self.points = net, task, tuple(points)
+        self.leg = Mix(self.points, lambda s: s)
+        self.way = "fused" if one_hidden(net) else "one by one"
+        self.like = next(iter(self.points[0].values()))
+        self.bare, self.estimating = skeleton(net), estimating(net)
+
+    def score(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
+              tick: Callable[[float], None]) -> None:
+        """Add the scores of the members with coefficients (T, k) to the rows `where` (T,) of the sums of each split."""
+        if self.way == "fused":
+            for name, sums in totals.items():
+                self._fused(sums, where, coefficients, self.task.split(name), tick)
+            return
+        members = self._members(coefficients)
+        for name, sums in totals.items():
+            self._together(sums, where, members, self.task.split(name), tick)
+
+    def _fused(self, sums: Sums, where: Tensor, coefficients: Tensor, split: Split,
+               tick: Callable[[float], None]) -> None:
+        """Score one-hidden-layer networks: the products of the images with the k first layers are shared."""
+        parts = [{part: point.get(f"linear.{i}.{part}") for part in ("weight", "bias")}
+                 for i in (0, 1) for point in self.points]
+        first, ends = parts[: len(self.points)], parts[len(self.points) :]
+        ends = [{key: value for key, value in end.items() if value is not None} for end in ends]
+        size = max(1, scoring.SHARED // (len(self.points) * len(first[0]["weight"]) * self.like.itemsize))
+        for images, labels in batches(self.task, split, size, self.like.dtype):
+            features = torch.stack([linear(images.flatten(1), p["weight"], p["bias"]) for p in first])  # (k, b, n)
+            for rows in torch.arange(len(where)).split(64):  # bounds the memory of logits (T, b, C)
+                heads = mix(ends, coefficients[rows])
+                bias = heads.get("bias", heads["weight"].new_zeros(heads["weight"].shape[:2]))
+                c = coefficients[rows].to(features.dtype)
+                sums.add(where[rows], kernels.mix_relu_head(features, c, heads["weight"], bias), labels)
+            tick(len(where) * len(labels) / len(split))
+
+    def _together(self, sums: Sums, where: Tensor, members: _Members, split: Split,
+                  tick: Callable[[float], None]) -> None:
+        """Score any networks: images outside, members inside, so that they meet the same images."""
+        span = self._span(members)
+        cost = self._cost(span, members, split)
+        images, _ = next(self._images(split, 1))
+        each = cost[1] if cost else images.nbytes
+        size = max(1, int(min(scoring.BATCH, scoring.SHARED / each)))
+        if cost:
+            self.way = "shared first layer" if span.moving >= self.points[0].keys() else "shared prefix"
+        for block in _blocks(self._images(split, size), max(1, int(scoring.SHARED / (each * size)))):
+            several = [(Batch(span, images, shared=cost is not None), labels) for images, labels in block]
+            for row in range(len(where)):
+                member = self._member(members, row)
+                for batch, labels in several:
+                    sums.add(where[row, None], batch(member)[None], labels)
+                tick(sum(len(labels) for _, labels in several) / len(split))
+
+    def _span(self, members: _Members, *, private: bool = False) -> Span:
+        """Return the networks as a function; `private`: the one that estimates batch-norm statistics."""
+        c = members.coefficients
+        moving = self.leg.moving() if adds_up(c) else frozenset(self.points[0])
+        several = len(c) > len(self.points)  # otherwise k products cost more than they save
+        points = {name: [point[name].contiguous() for point in self.points] for name in moving} if several else {}
+        bare = self.estimating if private else self.bare
+        return Span(lambda weights, buffers, images: functional_call(bare, (weights, buffers), (images,)), points,
+                    moving | members.moving, private, scoring.SHARED)
+
+    def _member(self, members: _Members, row: int) -> Member:
+        c = members.coefficients[row]
+        return Member(self.leg.mixed(c), members.buffers[row], c)
+
+    def _images(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(self.task, split, max(1, size // split.labels[0].numel()), self.like.dtype)
+
+    def _cost(self, span: Span, members: _Members, split: Split) -> tuple[float, float] | None:
+        """Return the bytes per image that members share, or None where they share nothing."""
+        if len(members.coefficients) == 1:
+            return None
+        images, _ = next(self._images(split, scoring.BATCH))
+        return span.probe(self._member(members, 0), self._member(members, -1), images)
+
+    def _members(self, coefficients: Tensor) -> _Members:
+        """Return the members with their batch-norm statistics: one pass over the training split each, shared too."""
+        estimates = [Estimate(self.net, self.like) for _ in coefficients]
+        if not (names := estimates[0].names):
+            return _Members(coefficients, [estimates[0].buffers] * len(coefficients), frozenset())
+        members = _Members(coefficients, [estimate.buffers for estimate in estimates], frozenset())
+        span = self._span(members, private=True)
+        cost = self._cost(span, members, self.task.train)
+        for images, _ in self._images(self.task.train, scoring.BATCH):
+            batch = Batch(span, images, shared=cost is not None and cost[0] * len(images) <= scoring.SHARED)
+            for row, estimate in enumerate(estimates):
+                batch(self._member(members, row))
+                if batch.recording:  # statistics in front of the first moving parameter are those of the first member
+                    for name in names:
+                        if not batch.recording.moves(estimates[0].buffers[name]):
+                            estimate.buffers[name].copy_(estimates[0].buffers[name])
+                estimate.add(len(images))
+        results = [estimate.result() for estimate in estimates]
+        moving = frozenset(name for name in names
+                           if any(not torch.equal(one[name], results[0][name]) for one in results))
+        return _Members(coefficients, results, moving)
+
+    def distances(self, coefficients: Tensor, origin: Weights | None) -> Tensor:
+        """Return the distances (T,) float64 of the members from `origin`; None: from zero, their norms.
+
+        From inner products of the k points. Distances from an `origin` are exact for coefficients that add up to one,
+        as those of every basis here do.
+        """
+        away = self.points if origin is None else [{key: point[key].double() - origin[key].double() for key in origin}
+                                                   for point in self.points]
+        gram = torch.tensor([[inner(p, q) for q in away] for p in away], dtype=torch.float64)
+        c = coefficients.double().cpu()
+        return torch.einsum("ti,ij,tj->t", c, gram, c).clamp(min=0).sqrt()
+
+
+def _blocks(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    while block := list(islice(batches, size)):
+        yield block

@@ -1,0 +1,98 @@
+"""Networks that are mixtures of k points, evaluated batch by batch: see `recording` for what their passes share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lossland.recording import Diverged, Recording
+from lossland.weights import Weights
+
+Call = Callable[[Weights, dict[str, Tensor], Tensor], Tensor]
+_PROBE = 8  # images on which it is tried out whether passes can share work
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network: a mixture of k points, with the buffers that belong to it."""
+
+    weights: Weights
+    buffers: dict[str, Tensor]
+    coefficients: Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Networks that are mixtures of k points, as a function of member and images.
+
+    Attributes:
+        call: (weights, buffers, images) -> outputs.
+        points: parameter name -> its values at the k points, for parameters that move.
+        moving: names of all tensors that differ between members, buffers included.
+        private: whether a pass writes to the member's buffers.
+        limit: bytes of results at the k points that may be kept for one batch.
+    """
+
+    call: Call
+    points: Mapping[str, Sequence[Tensor]]
+    moving: frozenset[str]
+    private: bool = False
+    limit: float = math.inf
+
+    def record(self, member: Member, images: Tensor, *, mixed: bool = True) -> tuple[Recording, Tensor]:
+        """Return the recorded pass and its outputs; with `mixed`, linear operations are computed at the k points."""
+        named = {**member.weights, **member.buffers}
+        leaves = [(member.weights[name], values) for name, values in self.points.items()] if mixed else []
+        recording = Recording([named[name] for name in self.moving], leaves=leaves, coefficients=member.coefficients,
+                              private=member.buffers.values() if self.private else (), limit=self.limit)
+        with recording:
+            outputs = self.call(member.weights, member.buffers, images)
+        return recording, outputs
+
+    def probe(self, first: Member, second: Member, images: Tensor) -> tuple[float, float] | None:
+        """Return the bytes per image that passes share without and with products at the k points; None: nothing.
+
+        They cannot where the way through the network depends on moving values, or inputs are written to; and whether a
+        later pass gives the same outputs to the last bit is tried out on a few images.
+        """
+        images = images[:_PROBE]
+        recording, _ = self.record(first, images, mixed=False)
+        if not recording.safe:
+            return None
+        try:
+            with recording.again(poison=True):
+                found = self.call(second.weights, second.buffers, images)
+        except (Diverged, ValueError, IndexError):  # what a network says to numbers that are not there
+            return None
+        if not (recording.lost(found) or torch.equal(found, self.call(second.weights, second.buffers, images))):
+            return None
+        mixed = self.record(first, images)[0]
+        if not (mixed.bytes or recording.lost(found)):
+            return None
+        return tuple((one.bytes + images.nbytes) / len(images) for one in (recording, mixed))
+
+
+class Batch:
+    """One batch of images under many members of a span."""
+
+    def __init__(self, span: Span, images: Tensor, *, shared: bool) -> None:
+        self.span, self.images, self.shared = span, images, shared
+        self.recording: Recording | None = None
+        self._constant: Tensor | None = None
+
+    def __call__(self, member: Member) -> Tensor:
+        """Return the outputs of a member."""
+        if not self.shared:
+            return self.span.call(member.weights, member.buffers, self.images)
+        if self.recording is None:
+            self.recording, outputs = self.span.record(member, self.images)
+            self._constant = outputs if self.recording.lost(outputs) else None
+            return outputs
+        if self._constant is not None:
+            return self._constant
+        with self.recording.again(member.coefficients):
+            return self.span.call(member.weights, member.buffers, self.images)
