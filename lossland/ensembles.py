@@ -1,0 +1,257 @@
+"""Ensembles: networks whose predictions are averaged, on backbones of their own or on a shared one.
+
+A weight-adjusted ensemble runs the first layers of one network for all members. The layer behind them is solved for
+each member, so that it gives this member's own outputs, as nearly as it can, on the features of the shared backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lossland import batchnorm
+from lossland.backbones import Backbone
+from lossland.costs import Cost, multiply_adds
+from lossland.errors import choose
+from lossland.features import blocks
+from lossland.heads import Member, adjusted_heads
+from lossland.layers import Layer
+from lossland.least_squares import RIDGE
+from lossland.scoring import Sums, batches
+from lossland.tasks import Task
+from lossland.weights import Weights, check_belongs, check_finite
+
+AVERAGES = ("probabilities", "logits")
+_BATCH = 1000  # images per pass
+
+
+def running_average(outputs: Iterable[Tensor], average: str = "probabilities") -> Iterator[Tensor]:
+    """Yield the scores of the ensembles of the first 1, 2, 3, ... members; one of them is in memory at a time.
+
+    Args:
+        outputs: (..., C) logits of one member after the other.
+        average: "probabilities": the logarithm of the mean softmax output (AY20, G18); "logits": the mean of the
+            logits (W21), a geometric mean of probabilities up to normalisation.
+
+    Yields:
+        (..., C) scores [nats]; their softmax is the ensemble's prediction, and `metrics` take them as logits.
+
+    Raises:
+        ValueError: for an average that does not exist, or no members.
+
+    Examples:
+        >>> two = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> [scores.exp() for scores in running_average(two)][-1]
+        tensor([[0.7000, 0.3000]])
+    """
+    choose("average", average, AVERAGES)
+    mean, count = None, 0
+    for count, logits in enumerate(outputs, 1):
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if average == "logits":
+            mean = scores if mean is None else mean + (scores - mean) / count
+        else:
+            # In logarithms: a probability that a softmax rounds to zero keeps its place in the mean.
+            scores = scores.log_softmax(-1)
+            share = scores.new_tensor((count - 1) / count)
+            mean = scores if mean is None else torch.logaddexp(mean + share.log(), scores + torch.log1p(-share))
+        yield mean
+    if not count:
+        raise ValueError("outputs must hold at least one member, got none")
+
+
+def averaged(outputs: Iterable[Tensor], average: str = "probabilities") -> Tensor:
+    """Return the scores (..., C) [nats] of all members together: the last of `running_average`."""
+    for scores in running_average(outputs, average):
+        last = scores
+    return last
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Networks of one architecture whose predictions are averaged; the backbone they share runs once for all of them.
+
+    Attributes:
+        net: the network.
+        layers: its layers in forward order.
+        n: how many of them every member has for itself, counted from the output; all: nothing is shared.
+        members: complete weights of each; the tensors of the backbone are the same objects in all of them.
+        buffers: batch-norm statistics of each, re-estimated on the training split of the task it was made for.
+        fits: one row per adjusted layer of a member: member, module, residual [fraction], condition.
+    """
+
+    net: nn.Module
+    layers: tuple[Layer, ...]
+    n: int
+    members: tuple[Weights, ...]
+    buffers: tuple[dict[str, Tensor], ...]
+    fits: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def outputs(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the logits (b, C) of one member after the other; the backbone runs once, in front of the first.
+
+        Args:
+            images: (b, C, H, W) prepared.
+        """
+        yield from self._outputs(Backbone(self.net, self.layers, self.n), images)
+
+    @torch.no_grad()
+    def _outputs(self, backbone: Backbone, images: Tensor) -> Iterator[Tensor]:
+        features = backbone.features(self.members[0], self.buffers[0], images)
+        for weights, buffers in zip(self.members, self.buffers, strict=True):
+            yield backbone.head(weights, buffers, features)
+
+    @torch.no_grad()
+    def predict(self, task: Task, split: str = "test", *, average: str = "probabilities") -> Tensor:
+        """Return the scores (N, C) [nats] of the ensemble on a split; their softmax is its prediction.
+
+        Args:
+            task: the data.
+            split: of the task.
+            average: of "probabilities" or of "logits"; see `running_average`.
+
+        Raises:
+            ValueError: for an unknown split or average.
+        """
+        choose("average", average, AVERAGES)
+        backbone = Backbone(self.net, self.layers, self.n)
+        images = batches(task, task.split(split), _BATCH, _dtype(self.members[0]))
+        return torch.cat([averaged(self._outputs(backbone, some), average) for some, _ in images])
+
+    @torch.no_grad()
+    def scores(self, task: Task, *, splits: Sequence[str] = ("train", "test"),
+               average: str = "probabilities") -> pd.DataFrame:
+        """Return a table of the ensembles of the first 1, 2, ..., m members: one row per (split, members).
+
+        All of them come from one pass; predictions are added up member by member.
+
+        Returns:
+            Columns members, split, nll [nats], accuracy, ece [fractions; 20 bins].
+
+        Raises:
+            ValueError: for an unknown split or average.
+            FloatingPointError: if a loss is NaN or infinite, naming split and number of members.
+
+        Source: AY20 Fig. 7 and Table 5.
+        """
+        choose("average", average, AVERAGES)
+        backbone, tables = Backbone(self.net, self.layers, self.n), []
+        for name in splits:
+            split, sums = task.split(name), Sums.zeros(len(self))
+            for images, labels in batches(task, split, _BATCH, _dtype(self.members[0])):
+                for row, scores in enumerate(running_average(self._outputs(backbone, images), average)):
+                    sums.add(torch.tensor([row]), scores[None], labels)
+            if len(bad := (~sums.nll.isfinite()).nonzero()):
+                raise FloatingPointError(f"the loss on {name!r} is NaN or infinite from {int(bad[0]) + 1} members on")
+            tables.append(pd.DataFrame({"members": range(1, len(self) + 1), "split": name,
+                                        **sums.columns(len(split))}))
+        return pd.concat(tables, ignore_index=True)
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return multiply-adds and stored parameters, for images of a shape (C, H, W).
+
+        Raises:
+            TypeError: for a layer that is neither linear nor a convolution.
+        """
+        backbone = Backbone(self.net, self.layers, self.n)
+        work = multiply_adds(self.net, self.layers, shape)
+        front = sum(work[layer.module] for layer in self.layers[:-self.n])
+        sizes = {name: tensor.numel() for name, tensor in self.members[0].items()}
+        stored = sum(size for name, size in sizes.items() if backbone.owns(name))
+        return Cost(len(self), front, sum(work.values()) - front, stored, sum(sizes.values()) - stored)
+
+    def averaged(self) -> Weights:
+        """Return one network that averages the members' logits: the mean of their output layers, no extra inference.
+
+        Raises:
+            ValueError: unless n = 1: only the output layer enters the logits linearly.
+
+        Source: AY20 section 6.
+        """
+        if self.n != 1 or len(self.layers) == 1:
+            raise ValueError("averaged needs an ensemble that shares all layers but the output layer (n=1): behind any "
+                             f"other, outputs are not linear in the weights; got n={self.n} of {len(self.layers)}")
+        backbone = Backbone(self.net, self.layers, 1)
+        return {name: tensor if backbone.owns(name) else torch.stack([member[name] for member in self.members]).mean(0)
+                for name, tensor in self.members[0].items()}
+
+
+def _dtype(weights: Weights) -> torch.dtype:
+    return next(iter(weights.values())).dtype
+
+
+def _checked(net: nn.Module, members: Sequence[Weights]) -> tuple[Weights, ...]:
+    if isinstance(members, Mapping):
+        raise TypeError("members must be a sequence of weights, got one dictionary: pass [weights]")
+    if not len(members):
+        raise ValueError("members must hold at least one network, got none")
+    for i, member in enumerate(members):
+        check_belongs(net, member, f"members[{i}]")
+        check_finite(member, f"members[{i}]")
+    return tuple(members)
+
+
+def _refreshed(net: nn.Module, members: Iterable[Weights], task: Task) -> list[dict[str, Tensor]]:
+    return [batchnorm.refresh(net, weights, blocks(task, _BATCH, _dtype(weights))) for weights in members]
+
+
+def independent(net: nn.Module, members: Sequence[Weights], task: Task, *,
+                layers: Sequence[Layer] | None = None) -> Ensemble:
+    """Return the ensemble of networks that share nothing: the conventional one, which runs every network.
+
+    Args:
+        net: the network.
+        members: weights of each.
+        task: its training images give batch-norm statistics.
+        layers: the network's layers; None: `net.layers()`.
+
+    Raises:
+        ValueError: for no members, or members that are not weights of `net`.
+    """
+    members, layers = _checked(net, members), tuple(net.layers() if layers is None else layers)
+    return Ensemble(net, layers, len(layers), members, tuple(_refreshed(net, members, task)))
+
+
+@torch.no_grad()
+def wa_ensemble(net: nn.Module, members: Sequence[Weights], task: Task, *, n: int = 1, ridge: float = RIDGE,
+                patches: int | None = None, layers: Sequence[Layer] | None = None) -> Ensemble:
+    """Return the weight-adjusted ensemble WA(n): heads of all members on the backbone of the first one.
+
+    The layer at the cut solves W X_1 = W_k X_k in the least-squares sense, X_1 its inputs in the first network and X_k
+    those in network k, over the whole training split without augmentation. Its bias and all that follows are network
+    k's; what lies in front of it, a normalisation of its inputs included, is the first network's. Where two layers read
+    the backbone (a convolution and a shortcut, say), each is solved.
+
+    Args:
+        net: the network.
+        members: weights of each; the first is the base, and a member itself.
+        task: its training images are used.
+        n: layers that every member keeps for itself, counted from the output: 1 adjusts the output layer, and with all
+            layers nothing is shared. `backbones.cuts` lists the n that are possible.
+        ridge: relative to the mean eigenvalue of X_1 X_1^T.
+        patches: of an image that a convolution's system is made of: None: all; 4: AY20's released setting.
+        layers: the network's layers; None: `net.layers()`.
+
+    Raises:
+        ValueError: for an n at which the network cannot be cut (naming those that are possible), no members, or members
+            that are not weights of `net`.
+        TypeError: if a layer at the cut is neither linear nor a 2-D convolution.
+
+    Source: AY20 section 6; the ridge is ours.
+    """
+    members, layers = _checked(net, members), tuple(net.layers() if layers is None else layers)
+    backbone = Backbone(net, layers, n)
+    own = _refreshed(net, members, task)
+    pairs = [Member(weights, buffers) for weights, buffers in zip(members, own, strict=True)]
+    heads, fits = adjusted_heads(net, backbone, pairs, task, ridge=ridge, patches=patches)
+    # A backbone's statistics are the base's; those behind the cut are estimated anew on what the base feeds them.
+    buffers = [{name: own[0][name] if backbone.owns(name) else tensor for name, tensor in found.items()}
+               for found in _refreshed(net, heads[1:], task)]
+    return Ensemble(net, layers, n, tuple(heads), (own[0], *buffers), fits)
