@@ -60,7 +60,8 @@ class Span:
         later pass gives the same outputs to the last bit is tried out on a few images.
         """
         images = images[:_PROBE]
-        recording, _ = self.record(first, images, mixed=False)
+        recording, outputs = self.record(first, images, mixed=False)
+        constant = recording.lost(outputs)
         if not recording.safe:
             return None
         try:
@@ -68,10 +69,10 @@ class Span:
                 found = self.call(second.weights, second.buffers, images)
         except (Diverged, ValueError, IndexError):  # what a network says to numbers that are not there
             return None
-        if not (recording.lost(found) or torch.equal(found, self.call(second.weights, second.buffers, images))):
+        if not (constant or torch.equal(found, self.call(second.weights, second.buffers, images))):
             return None
         mixed = self.record(first, images)[0]
-        if not (mixed.bytes or recording.lost(found)):
+        if not (mixed.bytes or constant):
             return None
         return tuple((one.bytes + images.nbytes) / len(images) for one in (recording, mixed))
 
@@ -87,7 +88,7 @@ class Batch:
     def __call__(self, member: Member) -> Tensor:
         """Return the outputs of a member."""
         if not self.shared:
-            return self.span.call(member.weights, member.buffers, self.images)
+            return self.span.call(member.weights, member.buffers, self.images.clone())  # a network may write into it
         if self.recording is None:
             self.recording, outputs = self.span.record(member, self.images)
             self._constant = outputs if self.recording.lost(outputs) else None

@@ -11,7 +11,7 @@ from lossland import evaluation as ev
 from lossland import mixtures, models, paths, scoring
 from lossland.recording import Recording
 from lossland.reuse import Batch, Member, Span
-from lossland.weights import Weights, skeleton
+from lossland.weights import Weights, from_vector, skeleton
 
 TASK = make_task(shape=(1, 8, 8))
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -172,3 +172,90 @@ def without_mixing(span):
         full = span(*args, **kwargs)
         return Span(full.call, {}, full.moving, full.private, full.limit)
     return plain
+
+
+@pytest.mark.parametrize("make", [lambda: Choosy("item"), lambda: Choosy("list"), lambda: Choosy("mask"), Greedy])
+def test_networks_that_look_at_their_values_or_write_into_images_run_one_by_one_and_right(make):
+    net, names = built(make)
+    a, b = draw(net, 1), draw(net, 2)
+    for moving in (names, names[2:]):
+        path = paths.Path((paths.Mix((a, {**a, **{name: b[name] for name in moving}}), paths.linear_basis),))
+        table = ev.evaluate(net, path, TASK, points=5, splits=("test",))
+        assert table.attrs["way"] == "one by one" or moving != names
+        for row in table.itertuples():
+            alone = ev.evaluate(net, path, TASK, points=[row.t], splits=("test",))
+            assert row.nll == pytest.approx(alone.nll.item(), rel=1e-12), (moving, row.t)
+
+
+def test_random_networks_share_nothing():
+    net, _ = built(Random)
+    table = ev.evaluate(net, paths.segment(draw(net, 1), draw(net, 2)), TASK, points=5)
+    assert table.attrs["way"] == "one by one"
+
+
+def test_a_leg_on_which_nothing_moves_is_constant():
+    net, _ = built(NETS["residual"])
+    a = draw(net, 1)
+    table = ev.evaluate(net, paths.Path((paths.Mix((a, a), paths.linear_basis),)), TASK, points=4)
+    assert table.attrs["way"] == "shared prefix" and (table.groupby("split").nll.nunique() == 1).all()
+    assert (table.distance == 0).all()
+
+
+@pytest.mark.parametrize("name", ["conv", "pre-activation"])
+def test_little_memory_changes_nothing(name, monkeypatch):
+    net, names = built(NETS[name])
+    for leg, _ in legs(net, names):
+        path = paths.Path((leg,))
+        whole = ev.evaluate(net, path, TASK, points=5)
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, "SHARED", 20_000)
+            small = ev.evaluate(net, path, TASK, points=5)
+        assert_close(torch.tensor(small.nll.values), torch.tensor(whole.nll.values), rtol=1e-9, atol=0)
+
+
+def test_no_more_than_the_limit_is_kept():
+    net, names = built(NETS["conv"])
+    a, b = draw(net, 1), draw(net, 2)
+    moving = [names[0], names[-2]]
+    leg = paths.Mix((a, {**a, **{name: b[name] for name in moving}}), paths.linear_basis)
+    bare = skeleton(net)
+    points = {name: [point[name] for point in leg.points] for name in moving}
+
+    def kept(limit: float) -> int:
+        span = Span(lambda w, b, x: functional_call(bare, (w, b), (x,)), points, leg.moving(), limit=limit)
+        with torch.no_grad():
+            return span.record(Member(a, {}, leg.basis(torch.tensor(0.0))), IMAGES)[0].bytes
+
+    assert kept(1e9) == 2 * 5 * 2 * 64 * 8  # outputs of the first convolution at both points, float64
+    assert kept(100) == 0
+
+
+def test_weights_that_share_memory_do_not_spoil_the_sharing():
+    net, names = built(NETS["dense"])
+    flat = torch.randn(sum(p.numel() for p in net.parameters()), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    a = from_vector(flat, draw(net, 1))
+    b = {**a, names[-1]: a[names[-1]] + 1}
+    path = paths.segment(a, b)
+    table = ev.evaluate(net, path, TASK, points=4)
+    assert table.attrs["way"] == "shared prefix"
+    assert table.nll.iloc[-1] == pytest.approx(ev.evaluate(net, paths.segment(b, a), TASK, points=[0.0]).nll.iloc[-1], rel=1e-12)
+
+
+def test_parameters_that_do_not_move_keep_every_bit():
+    net, names = built(NETS["dense"])
+    a = draw(net, 1)
+    leg = paths.Mix((a, {**a, names[0]: a[names[0]] + 1}), paths.linear_basis)
+    for t in (0.1, 0.3, 0.7):
+        point = paths.Path((leg,)).point(t)
+        assert all(torch.equal(point[name], a[name]) for name in names[1:])
+    scaled = paths.Mix((a, a), lambda s: torch.stack([s, s], -1))
+    assert_close(scaled(torch.tensor([0.25]))[names[1]][0], a[names[1]] / 2)
+
+
+def test_a_pass_that_takes_another_way_is_noticed():
+    x = torch.randn(3)
+    with torch.no_grad():
+        with (recording := Recording([x])):
+            x * 2
+        with pytest.raises(RuntimeError, match="called aten.add"), recording.again():
+            x + 2
