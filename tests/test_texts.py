@@ -10,7 +10,8 @@ from lossland.splits import Split
 from lossland.tasks import Task, load_task
 from lossland.texts import END, SHARES, UNKNOWN, read_pydoc, split_topics, split_words, vocabulary_of, windows
 
-TEXTS = {"train": "the cat sat\n\nthe dog sat on the cat\n", "valid": "a cat sat on the mat\n", "test": "the dog\nthe cat\n"}
+TEXTS = {"train": "the cat sat\n\nthe dog sat on the cat\n", "valid": "a cat sat on the mat\n",
+         "test": "the dog\nthe cat\n"}
 
 
 def write(folder: Path, **changes: str) -> Path:
@@ -33,6 +34,7 @@ def spelled(task: Task, numbers: torch.Tensor) -> list[str]:
 def test_words_are_lower_case_without_punctuation_and_numbers_are_one_word() -> None:
     assert split_words("It's 3.5, __len__!\n\n2 x") == ["it", "s", "N", "__len__", END, "N", "x", END]
     assert split_words("\n *** \n\n ... \n") == []
+    assert split_words("a\nline\n \na paragraph") == ["a", "line", END, "a", "paragraph", END]
 
 
 def test_vocabulary_is_the_most_frequent_words_and_ties_are_in_alphabetical_order() -> None:
@@ -80,8 +82,8 @@ def planted(n: int = 40) -> dict[str, str]:
 def test_every_topic_is_in_one_split_and_none_is_lost() -> None:
     parts = split_topics(planted())
     assert sorted(topic for part in parts.values() for topic in part) == sorted(planted())
-    vocabularies = {split: {word for words in part.values() for word in words if "x" in word} for split, part in parts.items()}
-    assert sum(map(len, vocabularies.values())) == len(set.union(*vocabularies.values()))
+    own = [{word for words in part.values() for word in words if "x" in word} for part in parts.values()]
+    assert sum(map(len, own)) == len(set.union(*own))
 
 
 def test_paragraph_of_several_topics_is_kept_once() -> None:
@@ -142,7 +144,8 @@ def test_batches_are_words_and_next_words_in_the_order_of_the_generator(pydoc: T
 
 
 def test_fingerprint_belongs_to_words_and_windows(tmp_path: Path, pydoc: Task) -> None:
-    prints = {load_task("pydoc", device="cpu", vocabulary=v, window=w).fingerprint for v, w in ((200, 20), (201, 20), (200, 21))}
+    prints = {load_task("pydoc", device="cpu", vocabulary=v, window=w).fingerprint
+              for v, w in ((200, 20), (201, 20), (200, 21))}
     assert len(prints) == 3 and pydoc.fingerprint in prints
     before = load_task(write(tmp_path), device="cpu", window=2).fingerprint
     assert load_task(write(tmp_path, test="the dog\nthe dog\n"), device="cpu", window=2).fingerprint != before
@@ -220,7 +223,7 @@ def test_inconsistent_text_is_refused(pydoc: Task, change: dict, says: str) -> N
 
 
 @pytest.mark.parametrize(("images", "labels", "says"), [
-    (torch.zeros(2, 5).long(), torch.zeros(2).long(), r"one for each of the 10 words and at least one, got int64 \(2,\)"),
+    (torch.zeros(2, 5).long(), torch.zeros(2).long(), r"each of the 10 words and at least one, got int64 \(2,\)"),
     (torch.zeros(2, 5).long(), torch.zeros(2, 4).long(), r"one for each of the 10 words"),
     (torch.zeros(2, 5), torch.zeros(2, 5).long(), r"or the words of a text as int64 \(n, L\), got float32 \(2, 5\)"),
     (torch.zeros(2, 0).long(), torch.zeros(2, 0).long(), r"and at least one"),

@@ -1,0 +1,256 @@
+"""The LSTM language model: a network like any other, for training, curves, evaluation and the store."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from lossland.evaluation import evaluate, predict
+from lossland.families import bezier, point
+from lossland.metrics import accuracy, nll
+from lossland.models import build, initial_weights
+from lossland.paths import segment
+from lossland.recipes import endpoints, network, recipe_for
+from lossland.recurrent import LSTM
+from lossland.splits import Split
+from lossland.store import Store
+from lossland.targets import flatten, perplexity
+from lossland.tasks import Task, load_task
+from lossland.training import Recipe, fit
+from lossland.weights import Weights, skeleton
+
+CYCLE = 5  # words of the planted text, which follow each other in a fixed order
+
+
+def counting(windows: int, length: int = 8) -> Split:
+    """Windows of 0, 1, 2, 3, 4, 0, 1, ...: the next word follows from the one before."""
+    words = torch.arange(windows * length + 1) % CYCLE
+    return Split(words[:-1].reshape(windows, length), words[1:].reshape(windows, length))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task("counting", counting(40), counting(7), counting(9), CYCLE, 1.0, (), (), words=tuple("abcde"))
+
+
+@pytest.fixture(scope="module")
+def net(task: Task) -> nn.Module:
+    return network(task, "lstm", hidden=8, layers=2)
+
+
+RECIPE = Recipe(epochs=2, lr=0.5, batch_size=8)
+
+
+def draw(net: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> Weights:
+    return initial_weights(net, torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# the network
+
+def test_logits_are_those_of_every_next_word_and_do_not_look_ahead() -> None:
+    net = build("lstm", (6,), 11, hidden=8, layers=2)
+    weights, words = draw(net, 0, torch.float64), torch.arange(12).reshape(2, 6) % 11
+    logits = functional_call(net, weights, (words,))
+    assert logits.shape == (2, 11, 6)
+    changed = words.clone()
+    changed[:, 4] = 10
+    later = functional_call(net, weights, (changed,))
+    torch.testing.assert_close(later[:, :, :4], logits[:, :, :4], rtol=0, atol=0)
+    assert not later[:, :, 4:].allclose(logits[:, :, 4:])
+
+
+def test_cell_is_the_textbook_lstm() -> None:
+    net = build("lstm", (4,), 7, hidden=3, layers=1)
+    w = draw(net, 1, torch.float64)
+    words = torch.tensor([[6, 0, 3, 3]])
+    h = c = torch.zeros(3, dtype=torch.float64)
+    expected = []
+    for word in words[0]:
+        gates = w["lstm.weight_ih_l0"] @ w["embedding.weight"][word] + w["lstm.bias_ih_l0"]
+        i, f, g, o = (gates + w["lstm.weight_hh_l0"] @ h + w["lstm.bias_hh_l0"]).chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        expected.append(w["decoder.weight"] @ h + w["decoder.bias"])
+    torch.testing.assert_close(functional_call(net, w, (words,))[0], torch.stack(expected, 1))
+
+
+def test_default_and_paper_sizes() -> None:
+    large = build("lstm", (35,), 10_000, hidden=1500, layers=2, dropout=0.65)
+    assert all(parameter.is_meta for parameter in large.parameters())
+    assert sum(parameter.numel() for parameter in large.parameters()) == 66_034_000
+    assert large.lstm.dropout == large.dropout.p == 0.65
+    assert (build("lstm", (35,), 10).lstm.hidden_size, build("lstm", (35,), 10).lstm.num_layers) == (200, 2)
+
+
+def test_dropout_works_in_training_mode_only() -> None:
+    net = LSTM((6,), 11, hidden=8, layers=1, dropout=0.5)
+    words = torch.zeros(1, 6).long()
+    assert not net.train()(words).equal(net(words))
+    assert net.eval()(words).equal(net(words))
+
+
+@pytest.mark.parametrize(("sizes", "says"), [({"hidden": 0}, "got 0, 2, 0.0"), ({"layers": 0}, "got 200, 0, 0.0"),
+                                             ({"dropout": 1.0}, "got 200, 2, 1.0")])
+def test_impossible_sizes_are_refused(sizes: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"hidden and layers must be >= 1 and dropout in \[0, 1\), {says}"):
+        build("lstm", (6,), 11, **sizes)
+
+
+def test_text_for_a_network_of_images_is_refused_and_the_other_way_round(task: Task) -> None:
+    with pytest.raises(ValueError, match=r"model must be 'lstm' for windows of words \(8,\), got 'mlp', made for im"):
+        network(task, "mlp")
+    with pytest.raises(ValueError, match=r"inputs must be \(L,\), the shape of a window of words, got \(1, 8, 8\)"):
+        build("lstm", (1, 8, 8), 10)
+
+
+# initial weights
+
+def test_initial_weights_of_recurrent_layers_are_torchs_default(net: nn.Module) -> None:
+    net = build("lstm", (6,), 11, hidden=64, layers=2)
+    drawn = draw(net, 0)
+    assert list(drawn) == [name for name, _ in net.named_parameters()]
+    for name in (name for name in drawn if name.startswith("lstm.")):
+        assert 0.115 < float(drawn[name].abs().max()) <= 1 / 8, name
+        assert abs(float(drawn[name].mean())) < 0.02, name
+
+
+def test_initial_weights_know_every_recurrent_layer() -> None:
+    for kind in (nn.GRU, nn.RNN):
+        assert max(float(tensor.abs().max()) for tensor in draw(kind(4, 25), 0).values()) <= 0.2
+
+
+# targets
+
+def test_flatten_keeps_every_logit_with_its_label() -> None:
+    logits, labels = torch.randn(3, 5, 11, 4, 2, dtype=torch.float64), torch.randint(11, (5, 4, 2))
+    flat, targets = flatten(logits, labels)
+    assert flat.shape == (3, 40, 11) and targets.shape == (40,)
+    for t in range(3):
+        torch.testing.assert_close(cross_entropy(flat[t], targets), cross_entropy(logits[t], labels))
+
+
+def test_flatten_leaves_one_label_per_image_alone() -> None:
+    logits, labels = torch.randn(3, 5, 11), torch.randint(11, (5,))
+    assert all(ours is theirs for ours, theirs in zip(flatten(logits, labels), (logits, labels), strict=True))
+
+
+def test_perplexity_of_uniform_guesses_is_the_size_of_the_vocabulary(task: Task, net: nn.Module) -> None:
+    silent = {name: torch.zeros_like(tensor) for name, tensor in draw(net, 0).items()}
+    table = evaluate(net, segment(silent, silent), task, points=2, splits=("train", "validation", "test"))
+    torch.testing.assert_close(perplexity(torch.tensor(table.nll)), torch.full((6,), float(CYCLE), dtype=torch.float64))
+    assert perplexity(0.0) == 1.0 and math.isclose(float(perplexity(math.log(1000))), 1000)
+
+
+# training, curves, evaluation, store
+
+def test_gradients_reach_every_parameter(task: Task, net: nn.Module) -> None:
+    start = draw(net, 0)
+    done = fit(net, point(start), task, Recipe(epochs=1, lr=0.1, batch_size=8), seed=0).family.points[0]
+    assert [name for name in start if done[name].equal(start[name])] == []
+
+
+def test_step_is_that_of_torch(task: Task, net: nn.Module) -> None:
+    start = draw(net, 0, torch.float64)
+    recipe = Recipe(epochs=1, lr=0.3, batch_size=40, momentum=0.0, schedule="constant", precision="float64")
+    ours = fit(net, point(start), task, recipe).family.points[0]
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    cross_entropy(functional_call(net, leaves, (task.train.images,)), task.train.labels).backward()
+    theirs = {name: (leaf - 0.3 * leaf.grad).detach() for name, leaf in leaves.items()}
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_planted_text_is_learned(task: Task, net: nn.Module) -> None:
+    done = fit(net, point(draw(net, 0)), task, Recipe(epochs=30, lr=0.3, batch_size=8))
+    logits = predict(net, done.family.points[0], task)
+    assert logits.shape == (7, CYCLE, 8)
+    scores = flatten(logits, task.test.labels)
+    assert float(perplexity(nll(*scores))) < 1.05 and float(accuracy(*scores)) == 1.0
+    assert done.history.accuracy.iloc[-1] == 1.0 and perplexity(done.history.loss).iloc[-1] < 1.05
+
+
+def test_history_counts_words(task: Task, net: nn.Module) -> None:
+    still = Recipe(epochs=1, lr=0.0, batch_size=16)
+    weights = draw(net, 3)
+    row = fit(net, point(weights), task, still).history.iloc[0]
+    logits = functional_call(net, weights, (task.train.images,))
+    assert row.accuracy == pytest.approx(float((logits.argmax(1) == task.train.labels).float().mean()))
+    assert row.loss == pytest.approx(float(cross_entropy(logits, task.train.labels)))
+
+
+class Interrupted:
+    """A checkpoint that gives up after one epoch, and is kept."""
+
+    def __init__(self) -> None:
+        self.kept, self.left = None, 1
+
+    def load(self) -> tuple | None:
+        return self.kept
+
+    def save(self, tensors: dict, info: dict) -> None:
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.kept = copies, {**info, "history": list(info["history"])}
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_curve_continues_to_the_same_weights(task: Task) -> None:
+    net = network(task, "lstm", hidden=8, layers=2, dropout=0.3)
+    curve, recipe = bezier(draw(net, 0), draw(net, 1)), Recipe(epochs=3, lr=0.3, batch_size=8)
+    whole, checkpoint = fit(net, curve, task, recipe, seed=5), Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, curve, task, recipe, seed=5, checkpoint=checkpoint)
+    resumed = fit(net, curve, task, recipe, seed=5, checkpoint=checkpoint)
+    for ours, theirs in zip(resumed.family.points, whole.family.points, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_curve_has_exact_ends_and_moves_its_bend(task: Task, net: nn.Module) -> None:
+    a, b = draw(net, 0), draw(net, 1)
+    curve = fit(net, bezier(a, b), task, RECIPE).family
+    table = evaluate(net, curve, task, points=5, splits=("train", "test"))
+    for t, weights in ((0.0, a), (1.0, b)):
+        for split in ("train", "test"):
+            row = table[(table.t == t) & (table.split == split)].iloc[0]
+            scores = flatten(predict(net, weights, task, split), task.split(split).labels)
+            assert row.nll == pytest.approx(float(nll(*scores)), rel=1e-6)
+            assert row.accuracy == pytest.approx(float(accuracy(*scores)))
+    torch.testing.assert_close(curve.points[0], a, rtol=0, atol=0)
+    torch.testing.assert_close(curve.points[2], b, rtol=0, atol=0)
+    assert not curve.points[1]["lstm.weight_hh_l0"].equal((a["lstm.weight_hh_l0"] + b["lstm.weight_hh_l0"]) / 2)
+
+
+def test_end_points_of_a_text_are_stored(task: Task, tmp_path) -> None:
+    first = endpoints(task, "lstm", seeds=(1, 2), recipe=RECIPE, store=Store(tmp_path), hidden=8, layers=1)
+    again = endpoints(task, "lstm", seeds=(1, 2), recipe=RECIPE, store=Store(tmp_path), hidden=8, layers=1)
+    for ours, theirs in zip(first, again, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert recipe_for(task).lr == 2.0
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_other_precisions_train(task: Task, net: nn.Module, precision: str) -> None:
+    done = fit(net, point(draw(net, 0)), task, Recipe(epochs=4, lr=0.3, batch_size=8, precision=precision))
+    assert all(later <= before for before, later in pairwise(done.history.loss))
+
+
+def test_recurrent_layers_of_a_skeleton_leave_the_weights_where_they_are(net: nn.Module, monkeypatch) -> None:
+    bare, weights, words = skeleton(net), draw(net, 0), torch.zeros(1, 8).long()
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: pytest.fail("weights would be moved on a GPU"))
+    assert functional_call(bare, weights, (words,)).shape == (1, CYCLE, 8)
+    with pytest.raises(pytest.fail.Exception, match="would be moved"):
+        functional_call(net, weights, (words,))
+
+
+def test_language_model_of_python_documentation_beats_single_words() -> None:
+    task = load_task("pydoc", device="cpu", vocabulary=60, window=20).subset(train=240, test=40)
+    net = network(task, "lstm", hidden=24, layers=1)
+    weights = fit(net, point(draw(net, 0)), task, Recipe(epochs=6, lr=2.0, batch_size=16)).family.points[0]
+    counts = torch.bincount(task.train.labels.flatten(), minlength=60) + 1.0
+    single = (counts / counts.sum()).log().expand(task.test.labels.numel(), 60)
+    ours = float(nll(*flatten(predict(net, weights, task), task.test.labels)))
+    assert perplexity(ours) < 0.9 * perplexity(float(nll(single, task.test.labels.flatten())))
