@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ Reads = str | tuple[str | None, ...] | None
 Writes = str | tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layer:
     """One weight layer of a network.
 
@@ -26,8 +26,8 @@ class Layer:
             "class_token"; or of a packed part of a module: "attention.in_proj" has in_proj_weight and in_proj_bias.
         reads: unit axis of its inputs, such as "stream0"; several: their concatenation, in order; None: it reads the
             data, or nothing (a class token, an embedding).
-        writes: unit axis of its outputs; several: its rows are dealt out to them equally, in order; None: it writes the
-            logits.
+        writes: unit axis of its outputs; several: its rows are dealt out to them in order, equally unless it reads the same
+            axes; None: it writes the logits.
         norm: name of the normalisation that follows it (indexed by `writes`).
         pre_norm: name of the normalisation that precedes it (indexed by `reads`).
         fixed: whether the order of the units it writes matters; such an axis is never permuted or matched.
@@ -47,7 +47,7 @@ class Layer:
     widths: tuple[int, ...] = ()
     dim: int = 0
     tied: str | None = None
-    axis: str | None = field(default=None, compare=False, repr=False)
+    axis: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Turn lists into tuples, so that a layer read back from JSON equals the one that was written."""
@@ -57,6 +57,13 @@ class Layer:
         if self.widths and len(self.widths) != len(named(self.reads)):
             raise ValueError(f"widths of layer {self.module!r} must have one number for each axis that it reads, "
                              f"{named(self.reads)}, got {self.widths}")
+
+
+    def __repr__(self) -> str:
+        """Return the call that makes it, defaults left out."""
+        more = [f"{each.name}={getattr(self, each.name)!r}" for each in fields(self)[3:]
+                if each.compare and getattr(self, each.name) != each.default]
+        return f"Layer({', '.join([repr(self.module), repr(self.reads), repr(self.writes), *more])})"
 
 
 def named(value: Reads | Writes) -> tuple[str | None, ...]:
@@ -111,7 +118,7 @@ def elementwise(weights: Mapping[str, Tensor], layer: Layer) -> bool:
     if layer.reads is None or layer.reads != layer.writes:
         return False
     weight = weights[str(tensor_name(weights, layer))]
-    return weight.ndim == 1 or layer.dim > 1 or weight.shape[1 - layer.dim] == 1
+    return weight.ndim < 2 or layer.dim > 1 or weight.shape[1 - layer.dim] == 1
 
 
 @dataclass(frozen=True)
@@ -125,13 +132,15 @@ class Piece:
 
     def rows(self, tensor: Tensor, n: int) -> Tensor:
         """Return the (n, d) rows of the units: a view where memory allows."""
+        if tensor.ndim == 0:
+            return tensor.reshape(1, 1)
         # One unit owns a run of m entries behind a flatten: (..., n, m, ...) -> (n, ..., m, ...) -> (n, d).
         part = tensor.narrow(self.dim, self.start, self.size)
         return part.unflatten(self.dim, (n, self.size // n)).movedim(self.dim, 0).reshape(n, -1)
 
     def put(self, tensor: Tensor, rows: Tensor) -> Tensor:
         """Return `tensor` with the rows (n, d) in their places: the inverse of `rows`."""
-        n, shape = len(rows), list(tensor.shape)
+        n, shape = len(rows), list(tensor.shape) or [1]
         rest = [*shape[: self.dim], self.size // n, *shape[self.dim + 1 :]]
         part = rows.reshape(n, *rest).movedim(0, self.dim).flatten(self.dim, self.dim + 1)
         if self.size == shape[self.dim]:
@@ -162,15 +171,14 @@ def _norm_pieces(weights: Mapping[str, Tensor], norm: str | None, value: Reads |
 
 
 def _written(weights: Mapping[str, Tensor], layer: Layer) -> list[Piece]:
-    found = []
+    found, value = [], layer.writes if layer.axis else None  # on its own: all of its rows
+    shares = layer.widths if layer.reads == layer.writes else ()
     for part in PER_UNIT:
         if name := tensor_name(weights, layer, part):
             dim = layer.dim if part == "weight" else 0
-            if weights[name].ndim > dim:
-                value = layer.writes if layer.axis else None  # on its own: all of its rows
-                runs = _runs(value, weights[name].shape[dim], layer, ())
-                found += [Piece(name, dim, *run) for run in runs]
-    return found + _norm_pieces(weights, layer.norm, layer.writes if layer.axis else None, layer, ())
+            total = weights[name].shape[dim] if weights[name].ndim else 1
+            found += [Piece(name, dim, *run) for run in _runs(value, total, layer, shares)]
+    return found + _norm_pieces(weights, layer.norm, value, layer, shares)
 
 
 def _read(weights: Mapping[str, Tensor], layer: Layer) -> list[Piece]:
