@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -57,9 +58,29 @@ def test_bad_seeds_are_refused(seeds, error, message, tmp_path):
         recipes.endpoints(TASK, "mlp", seeds=seeds, recipe=QUICK, store=tmp_path, width=5)
 
 
+@pytest.mark.parametrize("model, sizes, message", [
+    ("mlp", {"width": "8"}, "width must be of the kind of 2000, got '8' \\(str\\)"),
+    ("mlp", {"width": True}, "width must be of the kind of 2000, got True \\(bool\\)"),
+    ("mlp", {"width": 8.0}, "width must be of the kind of 2000, got 8.0 \\(float\\)"),
+    ("conv2fc1", {"channels": 3}, "channels must be of the kind of \\(32, 64\\), got 3 \\(int\\)"),
+    ("conv2fc1", {"channels": (3, "4")}, "channels must be of the kind of \\(32, 64\\)"),
+    ("cresnet20", {"bias": 1}, "bias must be of the kind of False, got 1 \\(int\\)"),
+])
+def test_sizes_of_another_type_are_refused(model, sizes, message):
+    with pytest.raises(TypeError, match=message):
+        recipes.network(TASK, model, **sizes)
+
+
+def test_sizes_of_the_right_type_are_taken():
+    assert recipes.network(TASK, "mlp", width=np.int64(3)).linear[0].out_features == 3
+    assert recipes.network(make_task((3, 32, 32)), "conv2fc1", channels=[4, 6]).layers()
+
+
 def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'mlp'"):
         recipes.endpoints(TASK, "mpl", seeds=[1], store=tmp_path)
+    with pytest.raises(ValueError, match="size of 'mlp' must be one of 'width'; got 'widht' \\(did you mean 'width'"):
+        recipes.network(TASK, "mlp", widht=3)
     with pytest.raises(ValueError, match="field of the recipe must be one of .*did you mean 'epochs'"):
         recipes.recipe_for(TASK, epoch=3)
 
