@@ -11,7 +11,7 @@ Examples:
 """
 
 from lossland.connect import connect
-from lossland.evaluation import evaluate, plane, predict
+from lossland.evaluation import evaluate, predict
 from lossland.families import Family, bezier, chain, line, point, simplex
 from lossland.figures import plot_path, plot_plane
 from lossland.flow_training import fit_bijection, fit_likelihood
@@ -20,6 +20,7 @@ from lossland.layers import Layer, permute, verify
 from lossland.metrics import along, barrier
 from lossland.neurons import pooled_centre
 from lossland.paths import Path, arc, join, segment, through_origin
+from lossland.planes import plane
 from lossland.recipes import endpoints, network, recipe_for, trained
 from lossland.slider import slider
 from lossland.store import Store

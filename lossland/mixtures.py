@@ -17,7 +17,7 @@ from lossland.paths import Mix, adds_up
 from lossland.reuse import Batch, Member, Span
 from lossland.scoring import Sums, batches, one_hidden
 from lossland.tasks import Split, Task
-from lossland.weights import Weights, inner, mix, skeleton
+from lossland.weights import Weights, mix, skeleton
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Mixtures:
             scoring.
     """
 
-    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights]) -> None:
+    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True) -> None:
         self.net, self.task, self.points = net, task, tuple(points)
-        self.leg = Mix(self.points, lambda s: s)
-        self.way = "fused" if one_hidden(net) else "one by one"
+        self.moving = Mix(self.points, lambda s: s).moving()
+        self.way = "fused" if fused and one_hidden(net) else "one by one"
         self.like = next(iter(self.points[0].values()))
         self.bare, self.estimating = skeleton(net), estimating(net)
 
@@ -97,7 +97,7 @@ class Mixtures:
     def _span(self, members: _Members, *, private: bool = False) -> Span:
         """Return the networks as a function; `private`: the one that estimates batch-norm statistics."""
         c = members.coefficients
-        moving = self.leg.moving() if adds_up(c) else frozenset(self.points[0])
+        moving = self.moving if adds_up(c) else frozenset(self.points[0])
         several = len(c) > len(self.points)  # otherwise k products cost more than they save
         points = {name: [point[name].contiguous() for point in self.points] for name in moving} if several else {}
         bare = self.estimating if private else self.bare
@@ -106,7 +106,12 @@ class Mixtures:
 
     def _member(self, members: _Members, row: int) -> Member:
         c = members.coefficients[row]
-        return Member(self.leg.mixed(c), members.buffers[row], c)
+        used = c.nonzero()[:, 0].tolist() or [0]
+        mixed = Mix(tuple(self.points[i] for i in used), lambda s: s)
+        weights = mixed.mixed(c[used])
+        for name in self.moving - mixed.moving():  # in memory of its own, by which a recording knows it
+            weights[name] = weights[name].clone(memory_format=torch.contiguous_format)
+        return Member(weights, members.buffers[row], c)
 
     def _images(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(self.task, split, max(1, size // split.labels[0].numel()), self.like.dtype)
@@ -139,18 +144,6 @@ class Mixtures:
         moving = frozenset(name for name in names
                            if any(not torch.equal(one[name], results[0][name]) for one in results))
         return _Members(coefficients, results, moving)
-
-    def distances(self, coefficients: Tensor, origin: Weights | None) -> Tensor:
-        """Return the distances (T,) float64 of the members from `origin`; None: from zero, their norms.
-
-        From inner products of the k points. Distances from an `origin` are exact for coefficients that add up to one,
-        as those of every basis here do.
-        """
-        away = self.points if origin is None else [{key: point[key].double() - origin[key].double() for key in origin}
-                                                   for point in self.points]
-        gram = torch.tensor([[inner(p, q) for q in away] for p in away], dtype=torch.float64)
-        c = coefficients.double().cpu()
-        return torch.einsum("ti,ij,tj->t", c, gram, c).clamp(min=0).sqrt()
 
 
 def _blocks(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -43,7 +43,7 @@ class Mix:
         return frozenset(name for name in first if any(point[name] is not first[name] for point in self.points))
 
     def mixed(self, coefficients: Tensor) -> Weights:
-        """Return the members with coefficients (T, k), stacked, or (k,); a parameter that does not move keeps every bit.
+        """Return the members with coefficients (T, k), stacked, or (k,); what does not move keeps every bit.
 
         Where coefficients do not add up to one, all parameters are scaled.
         """

@@ -82,6 +82,7 @@ class Recording(TorchDispatchMode):
         self.safe, self.skipped, self.bytes = True, 0, 0
         self._moving = {_place(x) for x in moving}
         self._leaves = {_place(first): (first, values) for first, values in leaves}
+        assert len(self._leaves) == len(leaves), "moving parameters must not share memory"
         self._coefficients, self._limit = coefficients, limit
         self._private = {_place(x) for x in private}
         self._born: set[int] = set()  # memory of this pass
@@ -233,7 +234,8 @@ class _Blank:
 
 
 def _mix(parts: Sequence[Tensor], coefficients: Tensor) -> Tensor:
-    return mix([{"": part} for part in parts], coefficients)[""]
+    used = coefficients.nonzero()[:, 0].tolist() or [0]
+    return mix([{"": parts[i]} for i in used], coefficients[used])[""]
 
 
 class Replay(TorchDispatchMode):

@@ -38,6 +38,10 @@ class Sums:
         """Return empty sums for T = `points` networks."""
         return Sums(*(torch.zeros(points, *shape, dtype=torch.float64) for shape in ((), (), (3, BINS))))
 
+    def rows(self, where: Tensor) -> Sums:
+        """Return the sums of some of the networks."""
+        return Sums(self.nll[where], self.hits[where], self.histogram[where])
+
     def add(self, where: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add the scores of logits (T', b, C) to the rows `where` (T',); (T', b, C, L) and labels (b, L) for words."""
         logits, labels = flatten(logits, labels)

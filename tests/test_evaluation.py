@@ -11,6 +11,7 @@ from conftest import make_task
 from lossland import evaluation as ev
 from lossland import families, metrics, models, paths
 from lossland.layers import depths, permute
+from lossland.planes import plane, plane_coordinates
 from lossland.weights import Weights, at, distance, mix, to_vector
 
 KINDS = {  # network -> the way in which its straight legs are evaluated
@@ -97,7 +98,7 @@ def test_the_trivial_curve_keeps_accuracy_and_changes_the_loss():
 def test_planes_hit_their_points_and_equal_single_evaluations():
     net, three = ends("mlp")
     named = dict(zip("abc", three, strict=True))
-    table = ev.plane(net, named, TASK, cells=(4, 5), margin=0.0, split="test")
+    table = plane(net, named, TASK, cells=(4, 5), margin=0.0, split="test")
     corner = table.attrs["points"]
     assert corner["a"] == pytest.approx((0, 0)) and corner["b"][1] == pytest.approx(0)
     assert corner["b"][0] == pytest.approx(distance(three[0], three[1]))
@@ -112,7 +113,7 @@ def test_planes_hit_their_points_and_equal_single_evaluations():
 def test_plane_coordinates_keep_distances():
     _, three = ends("mlp")
     inside = mix(three, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
-    xy = ev.plane_coordinates(three, [*three, inside])
+    xy = plane_coordinates(three, [*three, inside])
     for i in range(3):
         assert float((xy[3] - xy[i]).norm()) == pytest.approx(distance(inside, three[i]), rel=1e-9)
 
@@ -140,10 +141,10 @@ def test_a_users_network_without_a_layer_list_works_too():
     (lambda n, a, b: ev.evaluate(n, paths.segment(a, b), TASK, points="many"), TypeError, "points must be a number"),
     (lambda n, a, b: ev.evaluate(models.build("fc3", (1, 8, 8), 3, first=3, second=2), paths.segment(a, b), TASK),
      ValueError, "the start of path must hold the parameters of MLP; missing"),
-    (lambda n, a, b: ev.plane(n, {"a": a, "b": b}, TASK), ValueError, "three points, got 2"),
-    (lambda n, a, b: ev.plane(n, {"a": a, "b": b, "m": at(paths.segment(a, b)(torch.tensor([0.3])), 0)}, TASK), ValueError,
+    (lambda n, a, b: plane(n, {"a": a, "b": b}, TASK), ValueError, "three points, got 2"),
+    (lambda n, a, b: plane(n, {"a": a, "b": b, "m": at(paths.segment(a, b)(torch.tensor([0.3])), 0)}, TASK), ValueError,
      "three on one line"),
-    (lambda n, a, b: ev.plane(n, {"a": a, "b": b, "c": a}, TASK, cells=1), ValueError, "cells must be >= 2"),
+    (lambda n, a, b: plane(n, {"a": a, "b": b, "c": a}, TASK, cells=1), ValueError, "cells must be >= 2"),
     (lambda n, a, b: ev.predict(n, {**a, "linear.0.bias": a["linear.0.bias"] / 0}, TASK), ValueError, "weights must be finite"),
 ])
 def test_bad_input_is_refused_by_name(call, error, message):
