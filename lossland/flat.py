@@ -14,15 +14,15 @@ from lossland.batchnorm import fresh_buffers
 from lossland.targets import flatten
 from lossland.weights import Weights, from_vector, skeleton
 
-_CHUNK = 2**15  # numbers per thread and tensor that are mixed at a time: they stay in cache
+_PIECE = 2**18  # numbers per thread that are worked on at a time: with their kind in other vectors they stay in cache
+_LARGE = 2**20  # parameters from which on a CPU is slowed down by memory more than by the number of operations
 
 
 class FlatNetwork:
     """A network in training mode at one point of weight space, and the gradient of the loss there.
 
     Attributes:
-        theta: (P,) the point.
-        gradient: (P,) of the mean cross-entropy over the last batch.
+        theta: (P,) the point; the parameters are views of it.
 
     Args:
         net: the network; it does not change.
@@ -33,35 +33,58 @@ class FlatNetwork:
 
     def __init__(self, net: nn.Module, like: Weights, space: Tensor, precision: str) -> None:
         self.theta = space.new_zeros(sum(tensor.numel() for tensor in like.values()))
-        self.gradient = torch.zeros_like(self.theta)
-        views = from_vector(self.theta, like)
-        self._parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
-        for name, view in from_vector(self.gradient, like).items():
-            self._parameters[name].grad = view
+        self._parameters = {name: view.detach().requires_grad_() for name, view in from_vector(self.theta, like).items()}
         self._bare = skeleton(net).train()
         self._buffers = fresh_buffers(net, self.theta)  # batch norm in training mode writes here; never read
         low = precision == "bfloat16"
         self._autocast = torch.autocast(self.theta.device.type, torch.bfloat16) if low else nullcontext()
+        self._large = self.theta.device.type == "cpu" and len(self.theta) >= _LARGE
+        self._gradient = None if self._large else torch.zeros_like(self.theta)
+        if self._gradient is not None:
+            for name, view in from_vector(self._gradient, like).items():
+                self._parameters[name].grad = view
+
+    def _slices(self, start: int, stop: int) -> list[slice]:
+        size = _PIECE * torch.get_num_threads() if self._large else stop - start
+        return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
     def move_to(self, points: Tensor, coefficients: Sequence[float]) -> None:
         """Go to the linear combination of points (k, P), in place."""
-        size = _CHUNK * torch.get_num_threads() if self.theta.device.type == "cpu" else len(self.theta)
-        for start in range(0, len(self.theta), size):
-            here = self.theta[start : start + size]
-            parts = points[:, start : start + size]
-            torch.mul(parts[0], coefficients[0], out=here)
+        for piece in self._slices(0, len(self.theta)):
+            here = self.theta[piece]
+            torch.mul(points[0, piece], coefficients[0], out=here)
             for i, c in enumerate(coefficients[1:], 1):
                 if c:
-                    here.add_(parts[i], alpha=c)
+                    here.add_(points[i, piece], alpha=c)
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of the mean cross-entropy in `gradient`; return the loss and the number of hits."""
-        self.gradient.zero_()
+        """Work out the gradient of the mean cross-entropy; return the loss and the number of hits."""
+        if self._gradient is not None:
+            self._gradient.zero_()
+        else:
+            for parameter in self._parameters.values():
+                parameter.grad = None  # a large gradient is cheaper to make anew than to add to
         with self._autocast:
             logits, labels = flatten(functional_call(self._bare, (self._parameters, self._buffers), (images,)), labels)
             loss = cross_entropy(logits, labels)
         loss.backward()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def gradients(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the gradient in pieces that may be written to: where in a vector (P,), and the numbers.
+
+        Several passes over a piece cost one over memory. A GPU and a small network have one piece: there starting an
+        operation costs more than its memory.
+        """
+        if self._gradient is not None:
+            yield slice(0, len(self.theta)), self._gradient
+            return
+        start = 0
+        for parameter in self._parameters.values():
+            stop = start + parameter.numel()
+            flat = torch.zeros(stop - start).to(parameter) if parameter.grad is None else parameter.grad.view(-1)
+            yield from ((piece, flat[piece.start - start : piece.stop - start]) for piece in self._slices(start, stop))
+            start = stop
 
 
 @contextmanager

@@ -43,7 +43,8 @@ class _State:
     """All that changes during training; with the recipe and the seed it determines the rest of the run."""
 
     points: Tensor  # (k, P)
-    velocity: Tensor  # (f, P): one row for each point that is free
+    free: list[int]  # numbers of the f points that training moves
+    velocity: Tensor  # (f, P)
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -51,13 +52,15 @@ class _State:
         saved = checkpoint.load() if checkpoint else None
         if saved:
             tensors, info = saved
-            self.points.copy_(tensors["points"])
-            self.velocity.copy_(tensors["velocity"])
+            # Checkpoints of earlier versions hold all k points.
+            rows = slice(None) if len(tensors["points"]) == len(self.free) else self.free
+            self.points[self.free] = tensors["points"][rows].to(self.points)
+            self.velocity.copy_(tensors["velocity"][rows])
             self.epoch, self.history = info["epoch"], info["history"]
 
     def save(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint:
-            tensors = {"points": self.points, "velocity": self.velocity}
+            tensors = {"points": self.points[self.free], "velocity": self.velocity}
             checkpoint.save(tensors, {"epoch": self.epoch, "history": self.history})
 
 
@@ -70,11 +73,6 @@ class _Run:
     split: str
     recipe: Recipe
     seed: int
-
-    @property
-    def free(self) -> list[int]:
-        """Return the numbers of the points that training moves; row r of the velocity belongs to free[r]."""
-        return [i for i, movable in enumerate(self.family.free) if movable]
 
 
 @dataclass(frozen=True)
@@ -103,37 +101,44 @@ class _Length:
 def _step(state: _State, network: FlatNetwork, run: _Run, batch: tuple[Tensor, Tensor],
           where: Tensor) -> tuple[Tensor, Tensor]:
     """Update the free control points from the gradients at the n sampled networks; return loss and hits."""
-    recipe, n, decay = run.recipe, len(where), run.recipe.weight_decay
-    on_sampled = bool(decay) and recipe.decay_on == "sampled"
-    length = _Length.of(state.points, run.family.slopes(where)) if recipe.measure == "length" else None
+    n, decay = len(where), run.recipe.weight_decay if run.recipe.decay_on == "sampled" else 0.0
+    length = _Length.of(state.points, run.family.slopes(where)) if run.recipe.measure == "length" else None
     shares = length.speeds / length.speeds.sum() if length else state.points.new_full((n,), 1 / n)
-    state.velocity.mul_(recipe.momentum)
+    parts = zip(*(tensor.tensor_split(n) for tensor in batch), run.family.coefficients(where).tolist(), strict=True)
     losses, objective, hits = [], [], []
-    parts = zip(*(tensor.tensor_split(n) for tensor in batch), run.family.coefficients(where).tolist(), shares,
-                strict=True)
-    for images, labels, coefficients, share in parts:
+    for j, (images, labels, coefficients) in enumerate(parts):
         network.move_to(state.points, coefficients)
         loss, hit = network.loss(images, labels)
-        if on_sampled:
-            network.gradient.add_(network.theta, alpha=decay)
-        if n > 1:
-            network.gradient.mul_(share)
-        for row, i in enumerate(run.free):
-            state.velocity[row].add_(network.gradient, alpha=coefficients[i])
         losses.append(loss)
         hits.append(hit)
         if length:
-            objective.append(loss + 0.5 * decay * network.theta.square().sum() if on_sampled else loss)
-    pull = length.pull(torch.stack(objective).to(shares)) if length and n > 1 else None
-    lr = learning_rate(recipe, state.epoch)
-    for row, i in enumerate(run.free):
-        if pull is not None:
-            state.velocity[row].add_(pull[i] @ state.points)
-        if decay and not on_sampled:
-            state.velocity[row].add_(state.points[i], alpha=decay)
-    for row, i in enumerate(run.free):
-        state.points[i].add_(state.velocity[row], alpha=-lr)
+            objective.append(loss + 0.5 * decay * network.theta.square().sum() if decay else loss)
+        pull = length.pull(torch.stack(objective).to(shares)) if length and j == n - 1 else None
+        _descend(state, network, run, coefficients, shares[j] if n > 1 else None, pull, ends=(j == 0, j == n - 1))
     return (shares * torch.stack(losses)).sum(), torch.stack(hits).sum()
+
+
+def _descend(state: _State, network: FlatNetwork, run: _Run, coefficients: list[float], share: Tensor | None,
+             pull: Tensor | None, *, ends: tuple[bool, bool]) -> None:
+    """Add the gradient to the velocities; after the last of a step's networks move the free points."""
+    recipe, lr, (first, last) = run.recipe, learning_rate(run.recipe, state.epoch), ends
+    sampled, decay = recipe.decay_on == "sampled", recipe.weight_decay
+    for piece, gradient in network.gradients():
+        points, velocity = state.points[:, piece], state.velocity[:, piece]
+        if first:
+            velocity.mul_(recipe.momentum)
+        if sampled and decay:
+            gradient.add_(network.theta[piece], alpha=decay)
+        if share is not None:
+            gradient.mul_(share)
+        for row, i in enumerate(state.free):
+            velocity[row].add_(gradient, alpha=coefficients[i])
+            if last and pull is not None:
+                velocity[row].add_(pull[i] @ points)
+            if last and decay and not sampled:
+                velocity[row].add_(points[i], alpha=decay)
+        for row, i in enumerate(state.free if last else ()):
+            points[i].add_(velocity[row], alpha=-lr)
 
 
 def _named(family: Family, where: Tensor) -> str:
@@ -163,7 +168,8 @@ def _epoch(state: _State, network: FlatNetwork, run: _Run) -> dict[str, float]:
             total += loss * count
             hits += hit
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), step, first_bad)
-    if (bad := int(first_bad)) >= 0 or not bool(state.points.isfinite().all()):
+    # A sum is NaN or infinite where one of its terms is, and needs no memory.
+    if (bad := int(first_bad)) >= 0 or not bool(state.points.sum().isfinite()):
         place = f"step {bad}" if bad >= 0 else f"step {len(sampled) - 1}, the last"
         good = f"the one after epoch {state.epoch - 1}" if state.epoch else "the start"
         raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {state.epoch}, {place}"
@@ -201,7 +207,8 @@ def _begin(net: nn.Module, run: _Run) -> _State:
             view.copy_(point[name].detach())
     if recipe.measure == "length" and not family.length() > 0:
         raise ValueError("measure='length' needs a curve whose end points differ, got a length of 0")
-    return _State(points, points.new_zeros(len(run.free), size))
+    free = [i for i, movable in enumerate(family.free) if movable]
+    return _State(points, free, points.new_zeros(len(free), size))
 
 
 def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int = 0, split: str = "train",
@@ -251,7 +258,9 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
             state.save(checkpoint)
             bar.set_postfix(loss=f"{row['loss']:.4f}", accuracy=f"{row['accuracy']:.2%}")
             bar.update()
-    del network
+    points, history = state.points, pd.DataFrame(state.history)
+    del network, state  # frees their memory before the points are copied
     trained: list[Weights] = [{name: view.clone() for name, view in from_vector(row, family.points[0]).items()}
-                              for row in state.points]
-    return Fit(family.with_points(trained), pd.DataFrame(state.history))
+                              for row in points]
+    del points
+    return Fit(family.with_points(trained), history)

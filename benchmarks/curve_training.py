@@ -1,0 +1,177 @@
+"""Training a curve with one bend and fixed ends against training one network: time per epoch, and memory.
+
+Three loops take turns in short blocks, and each block's curve is divided by the same block's single network, so that a
+drift of the machine's speed meets both alike; the medians of these ratios are printed. The loops are `fit` of a Bezier
+curve, `fit` of a single network, and a plain loop with torch.optim.SGD over batches of the same size. The first epoch
+of a block touches new memory and is not counted. On a CPU it is processor time that is read: others on the machine
+count only as far as they slow its memory down.
+
+Memory is the growth of the process while it trains, one process per case, in units of the network's own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from benchmarks.measure import interleaved, median, result, table, where
+from benchmarks.path_evaluation import random_task
+from lossland.batchnorm import fresh_buffers
+from lossland.families import Family, bezier, point
+from lossland.models import build, initial_weights
+from lossland.schedules import Recipe
+from lossland.tasks import Task
+from lossland.training import fit
+from lossland.weights import Weights, count, skeleton
+
+EPOCHS = 3  # per block; the first is not counted
+WIDE = {"mlp": {"width": 7550}}  # 6 million weights on 28 x 28 images
+CASES = {  # key of the result: (model, sizes, image, batches per epoch)
+    "overhead": ("conv2fc1", {}, (3, 32, 32), 3),
+    "overhead_preresnet": ("preresnet20", {}, (3, 32, 32), 1),
+    "mlp_overhead": ("mlp", WIDE["mlp"], (1, 28, 28), 6),
+}
+
+
+def starts(net: nn.Module, device: str) -> list[Weights]:
+    """Return two initial networks."""
+    return [initial_weights(net, torch.Generator().manual_seed(seed), device=device) for seed in (1, 2)]
+
+
+class Clock:
+    """A checkpoint that keeps nothing but the times at which it is saved to."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.times = device, []
+
+    def load(self) -> None:
+        """Return None: every run starts anew."""
+
+    def save(self, *_: object) -> None:
+        """Read the clock."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter() if self.device.type == "cuda" else time.process_time())
+
+    def epoch(self) -> float:
+        """Return the median time of an epoch."""
+        return median([after - before for before, after in pairwise(self.times)])
+
+
+def fit_seconds(net: nn.Module, family: Family, task: Task, recipe: Recipe) -> float:
+    """Return the seconds of one epoch of `fit`."""
+    clock = Clock(task.train.images.device)
+    fit(net, family, task, recipe, checkpoint=clock)
+    return clock.epoch()
+
+
+def plain_seconds(net: nn.Module, weights: Weights, task: Task, recipe: Recipe) -> float:
+    """Return the seconds of one epoch of a loop with torch's own optimiser."""
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    bare, buffers = skeleton(net).train(), fresh_buffers(net, next(iter(weights.values())))
+    optimiser = torch.optim.SGD(theta.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    clock = Clock(task.train.images.device)
+    for epoch in range(recipe.epochs):
+        order = torch.Generator().manual_seed(epoch)
+        total = torch.zeros((), device=clock.device)
+        for images, labels in task.batches("train", batch_size=recipe.batch_size, generator=order):
+            optimiser.zero_grad()
+            loss = cross_entropy(functional_call(bare, (theta, buffers), (images,)), labels)
+            loss.backward()
+            optimiser.step()
+            total += loss.detach()
+        clock.save()
+    return clock.epoch()
+
+
+def ratios(model: str, sizes: dict[str, int], shape: tuple[int, int, int], batches: int, repeats: int,
+           device: str) -> dict[str, float]:
+    """Return medians over blocks: curve / fit of one network, curve / plain loop, and the seconds of each."""
+    net = build(model, shape, 10, **sizes)
+    a, b = starts(net, device)
+    task = random_task(128 * batches, 10, shape, device)
+    recipe = Recipe(epochs=EPOCHS, lr=1e-3, weight_decay=1e-4, schedule="constant")
+    sampled = Recipe(epochs=EPOCHS, lr=1e-3, weight_decay=1e-4, schedule="constant", decay_on="sampled")
+    candidates: dict[str, Callable[[int], float]] = {
+        "single": lambda _: fit_seconds(net, point(a), task, recipe),
+        "curve": lambda _: fit_seconds(net, bezier(a, b), task, sampled),
+        "plain": lambda _: plain_seconds(net, a, task, recipe),
+    }
+    _, seconds = interleaved(candidates, repeats)
+    curve = seconds["curve"]
+    return {"weights": count(a), "single": median(seconds["single"]), "curve": median(curve),
+            "ratio": median([x / y for x, y in zip(curve, seconds["single"], strict=True)]),
+            "to plain": median([x / y for x, y in zip(curve, seconds["plain"], strict=True)])}
+
+
+def growth(kind: str, device: str) -> float:
+    """Return how many network sizes a process grows by while it trains; run it in a process of its own."""
+    net = build("mlp", (1, 28, 28), 10, width=30_000)
+    a, b = starts(net, device)
+    family = point(a) if kind == "single" else bezier(a, b)
+    task = random_task(32, 10, (1, 28, 28), device)
+    recipe = Recipe(epochs=2, lr=1e-3, batch_size=16, weight_decay=1e-4, decay_on="sampled")
+    size = 4 * count(a)
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fit(net, family, task, recipe)
+        return (torch.cuda.max_memory_allocated() - before) / size
+    small = build("mlp", (1, 28, 28), 10, width=2)
+    fit(small, point(starts(small, device)[0]), task, recipe)  # what a first run loads
+    before = resident_bytes(peak=False)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    fit(net, family, task, recipe)
+    return (resident_bytes(peak=True) - before) / size
+
+
+def resident_bytes(*, peak: bool) -> int:
+    """Return the resident memory of this process, now or at most since the peak was reset (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found, = (line for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))
+    return int(found.split()[1]) * 1024
+
+
+def memory(device: str) -> dict[str, float]:
+    """Return the growth of training one network and of training a curve, each in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.curve_training", "--device", device, "--growth"]
+    return {kind: float(subprocess.run([*command, kind], check=True, capture_output=True, text=True).stdout)
+            for kind in ("single", "curve")}
+
+
+def main() -> None:
+    """Print the table and the RESULT line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--growth", choices=("single", "curve"), help="print the growth of this process and stop")
+    args = parser.parse_args()
+    if args.growth:
+        print(growth(args.growth, args.device))
+        return
+    found = {key: ratios(*CASES[key], args.repeats, args.device) for key in args.only}
+    grown = memory(args.device)
+    print(where())
+    print(table([{"what": f"{CASES[key][0]}, batch 128, images {CASES[key][2]}", "weights": f"{one['weights']:,}",
+                  "single [s/epoch]": f"{one['single']:.3f}", "curve [s/epoch]": f"{one['curve']:.3f}",
+                  "curve / single": f"{one['ratio']:.3f}", "curve / torch.optim loop": f"{one['to plain']:.3f}"}
+                 for key, one in found.items()]))
+    print(f"memory in network sizes: single {grown['single']:.2f}, curve {grown['curve']:.2f}")
+    print(result("curve_training", **{key: one["ratio"] for key, one in found.items()},
+                 **{f"{key}_to_plain": one["to plain"] for key, one in found.items()},
+                 extra_memory=grown["curve"] - grown["single"], blocks=args.repeats, device=args.device))
+
+
+if __name__ == "__main__":
+    main()
