@@ -37,7 +37,8 @@ def plot_path(frames: Mapping[str, pd.DataFrame] | pd.DataFrame, *, metric: str 
 
     Args:
         frames: Name -> table of `evaluate`, or one table: columns t, split, the metric; leg, pair, seed if there.
-        metric: "accuracy", "error", "ece" (drawn in per cent), "nll" (nats) or "distance" (l2).
+        metric: "accuracy", "error", "ece" (drawn in per cent), "nll" (nats), "perplexity" (of texts: exp of the loss)
+            or "distance" (l2).
         split: Which split, or several: the first is solid, the others dashed.
         ends: Draw the mean of the end points of all paths as a dotted line, per split.
         band: "range", "deviation" or "none".
@@ -95,7 +96,7 @@ def plot_plane(frame: pd.DataFrame, *, metric: str = "nll", levels: int | Sequen
     Args:
         frame: Columns x, y [l2 distance in weight space] of a regular grid, rows in any order, and the metric;
             `frame.attrs["points"]`, name -> (x, y), are marked where given.
-        metric: "nll" (nats), "accuracy", "error" or "ece" (drawn in per cent).
+        metric: "nll" (nats), "perplexity" (of texts), "accuracy", "error" or "ece" (drawn in per cent).
         path_xy: Name -> (n, 2) in-plane coordinates of a curve to draw.
         levels: Number of levels, or their increasing values in the units drawn.
 

@@ -23,7 +23,10 @@ DOTS = 110  # per inch: 572 pixels in all, so that 11 pt type stays above 10 pix
 
 
 class Quantity(NamedTuple):
-    """A column of a table as it is printed: `value * factor + offset`, with so many decimals and this unit."""
+    """A column of a table as it is printed: `value * factor + offset`, with so many decimals and this unit.
+
+    With `exponential`, exp of that.
+    """
 
     column: str
     factor: float
@@ -31,6 +34,7 @@ class Quantity(NamedTuple):
     word: str
     unit: str
     decimals: int
+    exponential: bool = False
 
     @property
     def label(self) -> str:
@@ -42,6 +46,7 @@ METRICS = {
     "accuracy": Quantity("accuracy", 100, 0, "accuracy", "%", 1),
     "error": Quantity("accuracy", -100, 100, "error", "%", 1),
     "nll": Quantity("nll", 1, 0, "loss", "nats", 3),
+    "perplexity": Quantity("nll", 1, 0, "perplexity", "", 1, exponential=True),
     "ece": Quantity("ece", 100, 0, "calibration error", "%", 1),
     "distance": Quantity("distance", 1, 0, "l2 distance from the start", "", 2),
 }
@@ -57,7 +62,7 @@ def read(frame: pd.DataFrame, metric: str, name: str, needs: Iterable[str]) -> p
         needs: Further columns that must be there.
 
     Returns:
-        One value per row; accuracy, error and calibration error in per cent.
+        One value per row; accuracy, error and calibration error in per cent, perplexity as exp of the loss.
 
     Raises:
         ValueError: Columns that are missing, named beside those that are there.
@@ -66,7 +71,8 @@ def read(frame: pd.DataFrame, metric: str, name: str, needs: Iterable[str]) -> p
     missing = [need for need in (*needs, quantity.column) if need not in frame.columns]
     if missing:
         raise ValueError(f"{name} must have columns {', '.join(missing)}, got {', '.join(map(str, frame.columns))}")
-    return frame[quantity.column].astype(float) * quantity.factor + quantity.offset
+    values = frame[quantity.column].astype(float) * quantity.factor + quantity.offset
+    return np.exp(values) if quantity.exponential else values
 
 
 class Picture(Figure):

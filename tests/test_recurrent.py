@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lossland.evaluation import evaluate, predict
 from lossland.families import bezier, point
+from lossland.figures import plot_path
 from lossland.metrics import accuracy, nll
 from lossland.models import build, initial_weights
 from lossland.paths import segment
@@ -143,6 +144,14 @@ def test_perplexity_of_uniform_guesses_is_the_size_of_the_vocabulary(task: Task,
     table = evaluate(net, segment(silent, silent), task, points=2, splits=("train", "validation", "test"))
     torch.testing.assert_close(perplexity(torch.tensor(table.nll)), torch.full((6,), float(CYCLE), dtype=torch.float64))
     assert perplexity(0.0) == 1.0 and math.isclose(float(perplexity(math.log(1000))), 1000)
+
+
+def test_perplexity_is_drawn_as_the_exponential_of_the_loss(task: Task, net: nn.Module) -> None:
+    table = evaluate(net, segment(draw(net, 0), draw(net, 1)), task, points=3, splits=("test",))
+    axes = plot_path(table, metric="perplexity", split="test").axes[0]
+    drawn = torch.tensor(axes.lines[0].get_ydata())
+    torch.testing.assert_close(drawn, perplexity(torch.tensor(table.nll.to_numpy())))
+    assert axes.get_ylabel() == "test perplexity"
 
 
 # training, curves, evaluation, store
