@@ -6,7 +6,8 @@ write u (weight, bias, normalisation) together with the columns of the layers th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -178,16 +179,27 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
         moved = functional_call(bare, permute(state, layers, some), (images,))
         return float((moved - outputs).abs().max() / outputs.abs().max())
 
-    worst = change(orders)  # all at once: one pass; axis by axis only to tell which one is wrong
+    # Few passes for many axes, and of any two axes each is once permuted without the other, since equal permutations
+    # of two axes can hide that a tensor is listed under the wrong one. Axis by axis only to tell which one is wrong.
+    worst = max((change(some) for some in _halves(orders)), default=0.0, key=lambda x: x if x == x else math.inf)
     if worst < 1e-9:
         return worst
     alone = {axis: change({axis: order}) for axis, order in orders.items()}
     axis = next((axis for axis, each in alone.items() if not each < 1e-9), None)
     if axis is None:
-        raise ValueError("permuting all axes at once must leave the outputs unchanged, "
+        raise ValueError("permuting several axes at once must leave the outputs unchanged, "
                          f"got a relative change of {worst:.1e}")
     raise ValueError(f"permuting axis {axis!r} must leave the outputs unchanged, "
                      f"got a relative change of {alone[axis]:.1e}")
+
+
+def _halves(orders: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the permutations whose number has a certain binary digit 0, or 1, for every digit."""
+    for digit in range(max(1, (len(orders) - 1).bit_length())):
+        for value in (0, 1):
+            some = {axis: order for i, (axis, order) in enumerate(orders.items()) if i >> digit & 1 == value}
+            if some:
+                yield some
 
 
 def _cycle(n: int, generator: torch.Generator) -> Tensor:

@@ -120,7 +120,7 @@ def _reorder(ledger: Ledger, call: Call) -> Value:
 
 
 def _pool(ledger: Ledger, call: Call) -> Any:
-    """Pooling, resizing and padding of pixels: dimensions whose size stays keep their units, those behind are pixels."""
+    """Pooling, resizing and padding of pixels: batch and channels keep their units where their size stays."""
     value = call.first
     result = call.result if isinstance(call.result, Tensor) else call.result[0]
     labels: list[Label] = []
@@ -263,10 +263,10 @@ def new_units(n: int) -> Label:
 
 _WORDS = {
     _elementwise: "add radd sub rsub mul rmul truediv rtruediv div pow rpow neg abs relu relu6 gelu silu mish sigmoid "
-    "logsigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign threshold clamp clip exp "
-    "log log1p sqrt rsqrt square sin cos erf maximum minimum where dropout dropout1d dropout2d dropout3d alpha_dropout "
-    "clone contiguous detach to type float double half type_as lerp addcmul positive sign eq ne lt gt le ge masked_fill "
-    "iadd isub imul itruediv stochastic_depth",
+    "logsigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign threshold clamp clip "
+    "exp log log1p sqrt rsqrt square sin cos erf maximum minimum where dropout dropout1d dropout2d dropout3d "
+    "alpha_dropout clone contiguous detach to type float double half type_as lerp addcmul positive sign eq ne lt gt le ge "
+    "masked_fill iadd isub imul itruediv stochastic_depth",
     _views: "view reshape flatten unflatten squeeze unsqueeze ravel view_as reshape_as",
     _expand: "expand expand_as broadcast_to",
     _reorder: "permute transpose swapaxes swapdims movedim moveaxis t",

@@ -187,7 +187,7 @@ class _Walk(Tracer):
         try:
             return applied(self.ledger, call)
         except LookupError as error:
-            what = call.path and f"module {call.path!r} ({type(call.module).__name__})" or f"{call.name} {self._where()}"
+            what = f"module {call.path!r} ({call.name})" if call.path else f"{call.name} {self._where()}"
             more = f" ({error.args[0]})" if error.args[0] != call.name else ""
             raise ValueError(f"trace does not know what {what}{more} does to units{BY_HAND}") from error
 

@@ -26,8 +26,8 @@ class Layer:
             "class_token"; or of a packed part of a module: "attention.in_proj" has in_proj_weight and in_proj_bias.
         reads: unit axis of its inputs, such as "stream0"; several: their concatenation, in order; None: it reads the
             data, or nothing (a class token, an embedding).
-        writes: unit axis of its outputs; several: its rows are dealt out to them in order, equally unless it reads the same
-            axes; None: it writes the logits.
+        writes: unit axis of its outputs; several: its rows are dealt out to them in order, equally unless it reads the
+            same axes; None: it writes the logits.
         norm: name of the normalisation that follows it (indexed by `writes`).
         pre_norm: name of the normalisation that precedes it (indexed by `reads`).
         fixed: whether the order of the units it writes matters; such an axis is never permuted or matched.
