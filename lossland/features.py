@@ -6,8 +6,9 @@ read may lie anywhere in the network: hooks see their inputs, pooled, flattened 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,14 @@ from torch.nn.functional import linear, pad, unfold
 from lossland import batchnorm
 from lossland.errors import choose
 from lossland.least_squares import Moments
+from lossland.recording import Recording
 from lossland.tasks import Task
 from lossland.weights import Weights, skeleton
 
 PATCHES = (None, 4)
 _BLOCK = 4096  # images at a time: a float32 sum over a block loses less than the ridge
 _BLOCK_BYTES = 128 * 2**20  # of one block of features, and of the outputs that are kept for the next point
+_STATISTICS = 1000  # images per batch of batch-norm statistics
 _PLENTY = 10  # samples per unit from which float32 products leave the residual as it is
 
 
@@ -30,82 +33,53 @@ class _Reached(Exception):
     """All inputs that are wanted have been seen: the rest of the pass is not needed."""
 
 
-class _Kept:
-    """A module's forward that is computed at the first point of a block of images and told again at the others."""
-
-    def __init__(self, forward: Callable[..., Tensor]) -> None:
-        self.forward, self.outputs, self.again = forward, [], iter(())
-
-    def start(self, again: bool) -> None:
-        """Begin a pass: `again` says that the images and all that lies in front are those of the pass before."""
-        self.outputs = self.outputs if again else []
-        self.again = iter(self.outputs) if again else iter(())
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        known = next(self.again, None)
-        if known is None:
-            known = self.forward(*inputs)
-            self.outputs.append(known)
-        return known
+def is_linear_map(module: nn.Module) -> bool:
+    """Say whether a module is a linear map whose inputs are understood: a linear layer or a 2-D convolution."""
+    return isinstance(module, (nn.Linear, nn.Conv2d))
 
 
-def check_readable(name: str, module: nn.Module) -> None:
-    """Raise unless the module is a linear map whose inputs are understood.
+class Features:
+    """Features of some modules of a network: a function of weights, buffers and images."""
 
-    Raises:
-        TypeError: if it is neither linear nor a 2-D convolution, naming it.
-    """
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        raise TypeError(f"layer {name!r} must be a linear or 2-D convolutional module to be adjusted, "
-                        f"got {type(module).__name__}")
-
-
-class Inputs:
-    """Inputs of some modules of a network, at one point of weight space after the other."""
-
-    def __init__(self, net: nn.Module, names: Sequence[str], *, held: Sequence[str] = ()) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str], *, patches: int | None = None,
+                 estimate: bool = False) -> None:
         """Take a private copy of the network.
 
         Args:
             net: the network.
-            names: modules whose inputs are wanted.
-            held: modules whose outputs do not change between passes that are told `again`.
+            names: linear or convolutional modules whose inputs are wanted.
+            patches: see `rows_of`.
+            estimate: whether normalisations use the statistics of a batch, and leave them in the buffers.
 
         Raises:
             TypeError: for a module that is neither linear nor a 2-D convolution, naming it.
         """
-        self.bare = skeleton(net)
+        self.bare = batchnorm.estimating(net) if estimate else skeleton(net)
         self.modules = {name: net.get_submodule(name) for name in names}
+        self.patches = patches
         self.seen: dict[str, list[Tensor]] = {}
         self._calls = 0  # of the modules in one pass; 0: not known yet
         for name, module in self.modules.items():
-            check_readable(name, module)
+            if not is_linear_map(module):
+                raise TypeError(f"layer {name!r} must be a linear or 2-D convolutional module to be adjusted, "
+                                f"got {type(module).__name__}")
             self.bare.get_submodule(name).register_forward_pre_hook(partial(self._keep, name), with_kwargs=True)
-        self.kept = []
-        for module in map(self.bare.get_submodule, held):
-            module.forward = _Kept(module.forward)
-            self.kept.append(module.forward)
 
     def _keep(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        self.seen[name].append(inputs[0] if inputs else next(iter(named.values())))
+        # Copied at once: a later operation of the network may write to its inputs.
+        self.seen[name].append(rows_of(self.modules[name], inputs[0] if inputs else named["input"], self.patches))
         if sum(map(len, self.seen.values())) == self._calls:
             raise _Reached  # and return nothing: a pre-hook's return value would replace the input
 
-    def __call__(self, weights: Weights, buffers: dict[str, Tensor], images: Tensor, *,
-                 again: bool = False) -> dict[str, list[Tensor]]:
-        """Return module name -> its inputs, one for every call of the module in a pass.
+    def __call__(self, weights: Weights, buffers: dict[str, Tensor], images: Tensor) -> dict[str, list[Tensor]]:
+        """Return module name -> its features (groups, samples, D), one tensor for every call of it in a pass.
 
-        Args:
-            weights, buffers: the point.
-            images: (b, C, H, W), prepared.
-            again: whether images and the `held` modules' outputs are those of the pass before.
+        The pass ends where the last one is known.
 
         Raises:
             ValueError: if a pass does not call a module.
         """
         self.seen = {name: [] for name in self.modules}
-        for forward in self.kept:
-            forward.start(again)
         try:
             functional_call(self.bare, (weights, buffers), (images,))
         except _Reached:
@@ -116,11 +90,49 @@ class Inputs:
         self._calls = sum(map(len, self.seen.values()))
         return self.seen
 
-    def bytes_per_image(self, weights: Weights, buffers: dict[str, Tensor], image: Tensor, patches: int | None) -> int:
-        """Return the memory that features and kept outputs of one image (1, C, H, W) take."""
-        seen = self(weights, buffers, image)
-        rows = sum(rows_of(self.modules[name], x, patches).nbytes for name, found in seen.items() for x in found)
-        return rows + sum(output.nbytes for forward in self.kept for output in forward.outputs)
+
+@dataclass(frozen=True)
+class Members:
+    """Points of weight space with the buffers that belong to them.
+
+    Attributes:
+        weights: T of them.
+        buffers: of each.
+    """
+
+    weights: Sequence[Weights]
+    buffers: Sequence[dict[str, Tensor]]
+
+    def moving(self) -> list[str]:
+        """Return the names of the tensors that are not one and the same object at all points."""
+        every = [{**weights, **buffers} for weights, buffers in zip(self.weights, self.buffers, strict=True)]
+        return [name for name, tensor in every[0].items() if any(one[name] is not tensor for one in every)]
+
+    def run(self, features: Features, images: Tensor, *,
+            private: bool = False) -> Iterator[tuple[dict[str, list[Tensor]], Recording]]:
+        """Yield the features of every member, and the recording of the pass that they share.
+
+        What only tensors decide that all members share is computed once.
+
+        Args:
+            features: of some modules.
+            images: (b, C, H, W), prepared.
+            private: whether a pass writes to the member's buffers.
+        """
+        moving, recording, first = self.moving(), None, {}
+        for weights, buffers in zip(self.weights, self.buffers, strict=True):
+            if recording is None or not recording.safe:
+                named = {**weights, **buffers}
+                recording = Recording([named[name] for name in moving],
+                                      private=buffers.values() if private else ())
+                with recording:
+                    found = first = features(weights, buffers, images)
+            else:
+                with recording.again():
+                    found = features(weights, buffers, images)
+                found = {name: [x if recording.moves(known) else known for x, known in
+                                zip(found[name], first[name], strict=True)] for name in first}
+            yield found, recording
 
 
 def groups_of(module: nn.Module) -> int:
@@ -137,7 +149,7 @@ def rows_of(module: nn.Module, inputs: Tensor, patches: int | None = None) -> Te
         patches: None: all of them; 4: two by two patches of every map, half a map apart.
     """
     if isinstance(module, nn.Linear):
-        return inputs.reshape(1, -1, inputs.shape[-1])
+        return inputs.reshape(1, -1, inputs.shape[-1]).clone()
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     maps = pad(inputs, module._reversed_padding_repeated_twice, mode=mode)  # which knows padding="same", too
     stride = module.stride
@@ -183,29 +195,54 @@ class Target:
         self.net, self.weights, self.task = net, weights, task
         self.patches, self.exact = choose("patches", patches, PATCHES), exact
         self.dtype = next(iter(weights.values())).dtype
-        self.buffers = self.statistics(weights)
+        self.buffers = batchnorm.refresh(net, weights, blocks(task, _STATISTICS, self.dtype))
 
-    def statistics(self, weights: Weights) -> dict[str, Tensor]:
-        """Return the buffers of the network at `weights`: batch-norm statistics from one pass."""
-        return batchnorm.refresh(self.net, weights, blocks(self.task, 1000, self.dtype))
+    @cached_property
+    def called(self) -> set[str]:
+        """The linear maps that a forward pass calls as modules: not those whose weights attention takes on its own."""
+        found, private = set(), skeleton(self.net)
+        for name, module in private.named_modules():
+            if is_linear_map(module):
+                module.register_forward_pre_hook(lambda _, inputs, name=name: found.add(name))
+        functional_call(private, (self.weights, self.buffers), (next(blocks(self.task, 1, self.dtype)),))
+        return found
 
-    def _zeros(self, name: str, rows: Tensor) -> list[Moments]:
-        weight = self.weights[f"{name}.weight"]
-        groups, samples, units = len(rows), rows.shape[1] * len(self.task.train), rows.shape[2]
+    def _statistics(self, points: Sequence[Weights], names: Sequence[str]) -> Members:
+        """Return the points with their batch-norm statistics, as far as the features of some modules need them."""
+        like = next(iter(self.weights.values()))
+        estimates = [batchnorm.Estimate(self.net, like) for _ in points]
+        members = Members(points, [estimate.buffers for estimate in estimates])
+        if not estimates[0].names:
+            return Members(points, [estimates[0].buffers] * len(points))
+        features = Features(self.net, names, patches=4, estimate=True)
+        for images in blocks(self.task, _STATISTICS, self.dtype):
+            for (_, recording), estimate in zip(members.run(features, images, private=True), estimates, strict=True):
+                for name in estimate.names:  # in front of what moves, the first member's
+                    if not recording.moves(estimates[0].buffers[name]):
+                        estimate.buffers[name].copy_(estimates[0].buffers[name])
+                estimate.add(len(images))
+        found = [estimate.result() for estimate in estimates]
+        for name, value in found[0].items():
+            if all(torch.equal(one[name], value) for one in found):
+                found = [{**one, name: value} for one in found]
+        return Members(points, found)
+
+    def _zeros(self, name: str, samples: int) -> list[Moments]:
+        weight, groups = self.weights[f"{name}.weight"], groups_of(self.net.get_submodule(name))
+        units = weight[0].numel()
         products = torch.float64 if self.exact else products_dtype(samples, units, self.dtype)
         return [Moments.zeros(units, len(weight) // groups, products=products, device=weight.device)
                 for _ in range(groups)]
 
-    def moments(self, points: Sequence[Weights], names: Sequence[str], *,
-                held: Sequence[str] = ()) -> list[dict[str, list[Moments]]]:
+    def moments(self, points: Sequence[Weights], names: Sequence[str]) -> list[dict[str, list[Moments]]]:
         """Return for every point: module name -> moments of its inputs there and its outputs, without bias, at A.
 
-        All points and modules share one pass over the training images, block by block.
+        All points and modules share one pass over the training images, block by block, and tensors that are the same
+        objects at all points are gone through once.
 
         Args:
             points: T points of weight space.
             names: linear or convolutional modules; one list of moments has one entry for each group of a convolution.
-            held: modules whose outputs are equal at all points.
 
         Raises:
             TypeError: for a module that is neither linear nor a 2-D convolution, naming it.
@@ -213,30 +250,24 @@ class Target:
 
         Source: AY20 Eqs. (9) and (10).
         """
-        ours, theirs = Inputs(self.net, names), Inputs(self.net, names, held=held)
-        buffers = [self.statistics(point) for point in points]
+        ours, theirs = (Features(self.net, names, patches=self.patches) for _ in range(2))
+        members = self._statistics(points, names)
         image = next(blocks(self.task, 1, self.dtype))
-        size = _BLOCK_BYTES // (ours.bytes_per_image(self.weights, self.buffers, image, self.patches)
-                                + theirs.bytes_per_image(points[0], buffers[0], image, self.patches))
-        probe = {name: self._rows(ours.modules[name], found) for name, found in ours.seen.items()}
-        sums = [{name: self._zeros(name, rows) for name, rows in probe.items()} for _ in points]
-        for images in blocks(self.task, max(1, min(_BLOCK, size)), self.dtype):
-            targets = self._outputs(ours, images)
-            for i, (point, theirs_then) in enumerate(zip(points, buffers, strict=True)):
-                seen = theirs(point, theirs_then, images, again=i > 0)
-                for name, found in seen.items():
-                    rows = self._rows(theirs.modules[name], found)
-                    for total, x, y in zip(sums[i][name], rows, targets[name], strict=True):
+        found, recording = next(members.run(theirs, image))
+        samples = {name: sum(rows.shape[1] for rows in every) * len(self.task.train) for name, every in found.items()}
+        each = recording.bytes + 2 * sum(rows.nbytes for every in found.values() for rows in every)
+        sums = [{name: self._zeros(name, count) for name, count in samples.items()} for _ in points]
+        for images in blocks(self.task, max(1, min(_BLOCK, _BLOCK_BYTES // each)), self.dtype):
+            targets = {name: self._outputs(name, every)
+                       for name, every in ours(self.weights, self.buffers, images).items()}
+            for (found, _), totals in zip(members.run(theirs, images), sums, strict=True):
+                for name, every in found.items():
+                    for total, x, y in zip(totals[name], torch.cat(every, 1), targets[name], strict=True):
                         total.add(x, y)
         return sums
 
-    def _rows(self, module: nn.Module, found: Sequence[Tensor]) -> Tensor:
-        return torch.cat([rows_of(module, x, self.patches) for x in found], 1)
-
-    def _outputs(self, ours: Inputs, images: Tensor) -> dict[str, list[Tensor]]:
-        outputs = {}
-        for name, found in ours(self.weights, self.buffers, images).items():
-            rows = self._rows(ours.modules[name], found)
-            heads = self.weights[f"{name}.weight"].flatten(1).chunk(len(rows))  # (C, D) each
-            outputs[name] = [linear(x, head) for x, head in zip(rows, heads, strict=True)]
-        return outputs
+    def _outputs(self, name: str, every: Sequence[Tensor]) -> list[Tensor]:
+        """Return A's outputs (samples, C) of a module's groups, without bias."""
+        rows = torch.cat(list(every), 1)
+        heads = self.weights[f"{name}.weight"].flatten(1).chunk(len(rows))  # (C, D) each
+        return [linear(x, head) for x, head in zip(rows, heads, strict=True)]
