@@ -70,16 +70,14 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     if task is None and (deep or scheme == "adjust"):
         raise ValueError(f"task must be given for scheme={scheme!r}{' of several hidden layers' if deep else ''}: the "
                          "next layer is solved for on its training images")
+    check_finite(a, "a")
+    check_finite(b, "b")
     if deep:
         check_match(a, b)
-        check_finite(a, "a")
-        check_finite(b, "b")
         return staged(net, a, b, task, layers=layers, matching=matching, match_on=match_on, move=move, scheme=scheme,
                       knots=knots, ridge=ridge, patches=patches, progress=progress)
     order = _order(a, b, layers, matching, match_on or ("rows" if scheme == "adjust" else "butterfly"))
     check_match(a, b)
-    check_finite(a, "a")
-    check_finite(b, "b")
     target = permute(b, layers, order)
     path = _moved(a, target, layers, move, scheme)
     if scheme == "adjust":

@@ -117,8 +117,10 @@ def _torchvision(name: str, folder: Path, allow_download: bool) -> Source:
         if allow_download:
             raise
         raise FileNotFoundError(
-            f"{name} must lie in {folder} as torchvision keeps it ({error}): pass data_dir, or set LOSSLAND_DATA, or "
-            "let it be downloaded with allow_download=True, or pass the path of an .npz file as the name") from error
+            f"{name} must lie in {folder} as torchvision keeps it ({error}). Pass the path of an .npz file as the name, "
+            f"or fetch it once, torchvision.datasets.{_TORCHVISION[name]}('FOLDER', download=True), "
+            "and pass that folder as data_dir or set LOSSLAND_DATA to it; load_task fetches it with "
+            "allow_download=True") from error
     arrays = {}
     for split, part in zip(("train", "test"), parts, strict=True):
         arrays[f"x_{split}"], arrays[f"y_{split}"] = np.asarray(part.data), np.asarray(part.targets)

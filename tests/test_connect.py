@@ -230,6 +230,7 @@ DEEP_WEIGHTS = models.initial_weights(DEEP, torch.Generator(), dtype=torch.float
     (lambda: connect(NET, A, B, move=lambda x, y, s: x), ValueError, "move must return \\(T, n, D\\)"),
     (lambda: connect(NET, A, B, move=lambda x, y, s: bent(x, y, s) / 0), ValueError, "move must return finite units"),
     (lambda: connect(NET, A, {**B, "linear.1.bias": B["linear.1.bias"] / 0}, move=bent), ValueError, "b must be finite"),
+    (lambda: connect(NET, {**A, "linear.0.bias": A["linear.0.bias"] / 0}, B, matching="ot"), ValueError, "a must be finite"),
     (lambda: connect(NET, A, B, matching={"hidden1": P}), ValueError, "unit axes \\['hidden0'\\], got 'hidden1'"),
     (lambda: connect(NET, A, B, matching={"hidden0": P.clamp(max=5)}), ValueError, "must hold each of 0..7 once"),
 ])

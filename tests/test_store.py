@@ -243,7 +243,7 @@ def test_environment_variable_moves_the_store(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_root_that_cannot_be_written_names_the_variable(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="store root .*file.* cannot be written .*set LOSSLAND_STORE"):
+    with pytest.raises(OSError, match=r"store root .*file.* cannot be written \(a file lies there\): .*set LOSSLAND_STORE"):
         Store(tmp_path / "file" / below).fetch(RECIPE, never)
 
 

@@ -395,8 +395,8 @@ def test_device_that_is_not_there_is_refused(device: str) -> None:
 
 def test_missing_torchvision_data_say_where_they_were_looked_for(tmp_path: Path) -> None:
     for name in TASKS[1:-1]:
-        with pytest.raises(FileNotFoundError, match=rf"{name} must lie in {tmp_path} .*data_dir.*LOSSLAND_DATA.*"
-                                                    r"allow_download=True.*\.npz"):
+        with pytest.raises(FileNotFoundError, match=rf"{name} must lie in {tmp_path} .*\.npz.*\('FOLDER', download=True\)"
+                                                    r".*data_dir.*LOSSLAND_DATA.*allow_download=True"):
             load_task(name, data_dir=tmp_path)
 
 
