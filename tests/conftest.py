@@ -25,6 +25,21 @@ def make_task(shape: tuple[int, int, int] = (1, 4, 4), train: int = 96, test: in
                 fingerprint=f"blobs-{shape}-{train}-{test}-{classes}")
 
 
+class Memory:
+    """A checkpoint in memory that can fail after some epochs or steps."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.saved, self.fail_after = None, fail_after
+
+    def load(self):
+        return self.saved
+
+    def save(self, tensors, info):
+        if self.fail_after is not None and self.fail_after == info.get("epoch", info.get("step")):
+            raise InterruptedError
+        self.saved = {k: v.clone() for k, v in tensors.items()}, {**info, "history": list(info["history"])}
+
+
 @pytest.fixture(scope="session")
 def task() -> Task:
     return make_task()

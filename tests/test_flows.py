@@ -6,7 +6,7 @@ import torch
 from test_training import start
 from torch.testing import assert_close
 
-from conftest import make_task
+from conftest import Memory, make_task
 from lossland import models
 from lossland.flow_training import FlowDiverged, fit_bijection, fit_likelihood
 from lossland.flows import Flow, iaf, realnvp, restored
@@ -28,21 +28,6 @@ def correlated(n: int = 300, dimension: int = 5, seed: int = 0) -> torch.Tensor:
 def shaken(flow: Flow, size: float = 0.3) -> Flow:
     g = torch.Generator().manual_seed(3)
     return flow.with_weights({k: v + size * torch.randn(v.shape, generator=g).to(v) for k, v in flow.weights.items()})
-
-
-class Memory:
-    """A checkpoint in memory that can fail after some steps."""
-
-    def __init__(self, fail_after: int | None = None) -> None:
-        self.saved, self.fail_after = None, fail_after
-
-    def load(self):
-        return self.saved
-
-    def save(self, tensors, info):
-        if info["step"] == self.fail_after:
-            raise InterruptedError
-        self.saved = {k: v.clone() for k, v in tensors.items()}, {**info, "history": list(info["history"])}
 
 
 @pytest.fixture(params=KINDS)

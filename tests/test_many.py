@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import FAST, Memory, start
+from test_training import FAST, start
 from torch.testing import assert_close
 
-from conftest import make_task
+from conftest import Memory, make_task
 from lossland import models
 from lossland.families import point
 from lossland.many import fit_many, together, trained_set

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from conftest import make_task
+from conftest import Memory, make_task
 from lossland import families, models, training
 from lossland.sampling import stream_seed
 from lossland.tasks import Task
@@ -24,21 +24,6 @@ def start(net: nn.Module, seed: int = 0) -> Weights:
 
 def mlp(task: Task) -> nn.Module:
     return models.build("mlp", task.input_shape, task.classes, width=6)
-
-
-class Memory:
-    """A checkpoint in memory that can fail after some epochs."""
-
-    def __init__(self, fail_after: int | None = None) -> None:
-        self.saved, self.fail_after = None, fail_after
-
-    def load(self):
-        return self.saved
-
-    def save(self, tensors, info):
-        if self.fail_after == info["epoch"]:
-            raise InterruptedError
-        self.saved = {k: v.clone() for k, v in tensors.items()}, {**info, "history": list(info["history"])}
 
 
 def test_plain_training_is_torchs_sgd(task):
