@@ -50,7 +50,7 @@ class Mix:
         moving = self.moving() if adds_up(coefficients) else frozenset(self.points[0])
         moved = mix([{name: point[name] for name in moving} for point in self.points], coefficients)
         count = coefficients.shape[:-1]
-        return {name: moved[name] if name in moving else tensor.expand(*count, *tensor.shape)
+        return {name: moved[name] if name in moving else tensor.expand((*count, *tensor.shape))
                 for name, tensor in self.points[0].items()}
 
 

@@ -1,0 +1,123 @@
+"""The worst point of a path: what a fixed grid misses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from lossland.errors import choose
+from lossland.evaluation import evaluate
+from lossland.families import Family
+from lossland.paths import Path
+from lossland.tasks import Task
+
+METRICS = {"nll": 1.0, "ece": 1.0, "error": 1.0, "accuracy": -1.0}  # -1: small is bad
+_AT_ONCE = 8  # points of a round: they share work
+_NARROW = 1e-5  # in t
+_MAXIMA = 5  # of the grid, whose neighbourhood is looked at even where they are low
+_STEEPER = 1.2  # than between the neighbours seen so far
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst point that was found on a path, beside the worst of the grid.
+
+    Attributes:
+        t, value: the worst point, in units of the metric: largest nll [nats] or ece, smallest accuracy [fractions].
+        grid_t, grid_value: the same on the grid alone.
+        evaluations: number of t at which the network was evaluated, the grid's included.
+        settled: whether the search ended by itself, not at the most evaluations allowed.
+        table: all of them as `evaluate` returns them, with a column round: 0 for the grid, then 1, 2, ...
+    """
+
+    t: float
+    value: float
+    grid_t: float
+    grid_value: float
+    evaluations: int
+    settled: bool
+    table: pd.DataFrame
+
+
+def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor = 61,
+          tolerance: float = 1e-3, split: str = "test", metric: str = "nll", most: int = 200,
+          progress: bool = False) -> Worst:
+    """Return the worst point of a path: a grid first, then finer and finer where something worse may hide.
+
+    Between two neighbours the metric is taken to rise a fifth more steeply than it does there and beside them. Where
+    the top of the tent that this puts up is worse than the worst value so far, by more than the tolerance, the next
+    point is set; and twice beside each of the five highest maxima, however low. A peak that no grid point lies on the
+    flank of stays unseen: the result is a lower bound of the true worst value.
+
+    Args:
+        net: the network.
+        path: a path, or a family over an interval.
+        task: the data.
+        points: the grid, as `evaluate` takes it.
+        tolerance: change of the metric that does not matter.
+        split: of the task.
+        metric: "nll", "accuracy", "error" (1 - accuracy) or "ece".
+        most: evaluations after the grid.
+        progress: show a line for every round.
+
+    Raises:
+        ValueError: for an unknown metric or split, a tolerance that is not positive, or most < 0.
+        FloatingPointError: as `evaluate`.
+
+    Source: ours; the papers report the worst point of a fixed grid (AY20 section 5, G18 A.3).
+    """
+    choose("metric", metric, METRICS)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be > 0, got {tolerance}")
+    if most < 0:
+        raise ValueError(f"most must be >= 0, got {most}")
+
+    def scored(where: int | Sequence[float] | Tensor, number: int) -> pd.DataFrame:
+        table = evaluate(net, path, task, points=where, splits=(split,), progress=progress).assign(round=number)
+        values = 1 - table["accuracy"] if metric == "error" else table[metric]
+        return table.assign(height=METRICS[metric] * values)
+
+    table, number = scored(points, 0), 0
+    grid, coarse = table, float(np.diff(table["t"]).max(initial=0.0)) / 4
+    while (tops := _tops(table, tolerance, coarse)) and len(table) - len(grid) < most:
+        number += 1
+        room = most - (len(table) - len(grid))
+        table = pd.concat([table, scored(tops[:min(_AT_ONCE, room)], number)]).sort_values("t", ignore_index=True)
+    first, last = (frame.loc[frame["height"].idxmax()] for frame in (grid, table))
+    sign = METRICS[metric]
+    return Worst(float(last["t"]), float(sign * last["height"]), float(first["t"]), float(sign * first["height"]),
+                 len(table), not tops, table.drop(columns="height"))
+
+
+def _tops(table: pd.DataFrame, tolerance: float, coarse: float) -> list[float]:
+    """Return where the next points belong, the most promising first.
+
+    Args:
+        table: t and height, sorted.
+        tolerance: by which a tent has to stand out.
+        coarse: intervals beside one of the highest maxima are halved down to this width whatever their tents say.
+    """
+    t, height = table["t"].to_numpy(), table["height"].to_numpy()
+    if len(t) < 3:
+        return []
+    width, rise = np.diff(t), np.abs(np.diff(height))
+    left, right = np.concatenate([[rise[1]], rise[:-1]]), np.concatenate([rise[1:], [rise[-2]]])
+    near = np.concatenate([[width[1]], width[:-1]]), np.concatenate([width[1:], [width[-2]]])
+    # A steep neighbour says something about its own surroundings only: twice its rise at most.
+    outer = [np.minimum(other * width / wide, 2 * other) for other, wide in zip((left, right), near, strict=True)]
+    climb = _STEEPER * np.maximum.reduce([rise, *outer])  # how much the metric may rise over the interval
+    top = (height[1:] + height[:-1] + climb) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = np.nan_to_num(0.5 + (height[1:] - height[:-1]) / (2 * climb), nan=0.5)
+    beside = np.zeros(len(width), dtype=bool)
+    padded = np.concatenate([[-np.inf], height, [-np.inf]])
+    peaks = np.flatnonzero((height >= padded[:-2]) & (height >= padded[2:]) & (height > np.minimum(padded[:-2], padded[2:])))
+    for peak in sorted(peaks, key=lambda i: -height[i])[:_MAXIMA]:
+        beside[max(peak - 1, 0) : peak + 1] = True
+    wanted = ((top > height.max() + tolerance) | (beside & (width > coarse))) & (width > _NARROW) & (climb > 0)
+    order = sorted(np.flatnonzero(wanted), key=lambda i: -top[i])
+    return [float(t[i] + width[i] * np.clip(x[i], 0.1, 0.9)) for i in order]
