@@ -160,12 +160,7 @@ class Ensemble:
         Raises:
             TypeError: for a layer that is neither linear nor a convolution.
         """
-        backbone = Backbone(self.net, self.layers, self.n)
-        work = multiply_adds(self.net, self.layers, shape)
-        front = sum(work[layer.module] for layer in self.layers[:-self.n])
-        sizes = {name: tensor.numel() for name, tensor in self.members[0].items()}
-        stored = sum(size for name, size in sizes.items() if backbone.owns(name))
-        return Cost(len(self), front, sum(work.values()) - front, stored, sum(sizes.values()) - stored)
+        return ensemble_cost(self.net, shape, n=self.n, members=len(self), layers=self.layers)
 
     def averaged(self) -> Weights:
         """Return one network that averages the members' logits: the mean of their output layers, no extra inference.
@@ -181,6 +176,37 @@ class Ensemble:
         backbone = Backbone(self.net, self.layers, 1)
         return {name: tensor if backbone.owns(name) else torch.stack([member[name] for member in self.members]).mean(0)
                 for name, tensor in self.members[0].items()}
+
+
+def ensemble_cost(net: nn.Module, shape: tuple[int, ...], *, n: int, members: int,
+                  layers: Sequence[Layer] | None = None) -> Cost:
+    """Return what WA(n) of so many members costs; no weights are needed.
+
+    Args:
+        net: the network; it may live on the `meta` device.
+        shape: (C, H, W) of one image.
+        n: layers that every member has for itself, counted from the output; all: independent networks.
+        members: of the ensemble.
+        layers: the network's layers; None: `net.layers()`.
+
+    Raises:
+        ValueError: for an n at which the network cannot be cut, or members < 1.
+        TypeError: for a layer that is neither linear nor a convolution.
+
+    Examples:
+        >>> from lossland.models import build
+        >>> dense5 = build("fc5", (3, 32, 32), 10)  # AY20's
+        >>> round(ensemble_cost(dense5, (3, 32, 32), n=3, members=7).in_networks, 2)
+        1.53
+    """
+    if members < 1:
+        raise ValueError(f"members must be >= 1, got {members}")
+    layers = tuple(net.layers() if layers is None else layers)
+    backbone, work = Backbone(net, layers, n), multiply_adds(net, layers, shape)
+    front = sum(work[layer.module] for layer in layers[:-n])
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    stored = sum(size for name, size in sizes.items() if backbone.owns(name))
+    return Cost(members, front, sum(work.values()) - front, stored, sum(sizes.values()) - stored)
 
 
 def _dtype(weights: Weights) -> torch.dtype:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lossland.backbones import Backbone, Features
-from lossland.features import blocks, check_readable, groups_of, products_dtype, rows_of
+from lossland.errors import choose
+from lossland.features import PATCHES, blocks, groups_of, products_dtype, rows_of
 from lossland.layers import Layer
 from lossland.least_squares import Moments, solve
 from lossland.tasks import Task
@@ -27,7 +28,9 @@ class _System:
     """
 
     def __init__(self, module: nn.Module, layer: Layer, others: Sequence[Weights], patches: int | None) -> None:
-        check_readable(layer.module, module)
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            raise TypeError(f"layer {layer.module!r} must be a linear or 2-D convolutional module to be adjusted, "
+                            f"got {type(module).__name__}")
         self.module, self.layer, self.patches = module, layer, patches
         weights = [member[f"{layer.module}.weight"] for member in others]
         self.theirs = [weight.flatten(1).unflatten(0, (groups_of(module), -1)) for weight in weights]  # (g, C, D)
@@ -99,9 +102,11 @@ def adjusted_heads(net: nn.Module, backbone: Backbone, members: Sequence[Member]
 
     Raises:
         TypeError: for a layer at the cut that is neither linear nor a 2-D convolution, naming it.
+        ValueError: for other `patches`, or a negative ridge.
 
     Source: AY20 section 6, W_k^1 = W_k F_k F_1^+.
     """
+    choose("patches", patches, PATCHES)
     base, others = members[0], members[1:]
     heads = [{name: base.weights[name] if backbone.owns(name) else tensor for name, tensor in member.weights.items()}
              for member in members]
