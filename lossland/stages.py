@@ -86,21 +86,32 @@ class _Course:
         return (*groups, ((front,), ())) if front and f"{front.module}.weight" in self.now else groups
 
     def match(self, k: int, readers: Sequence[Layer], *, final: bool = False) -> None:
-        """Put the units of B that layer k writes into the order of the present ones, once for each axis."""
+        """Put the units of B that layer k writes into the order of the present ones, once for each axis.
+
+        Writers whose own inputs have no order yet do not count: a stream's later ones.
+        """
         for axis in named(self.layers[k].writes):
             if axis not in self.matched or axis in self.order:
                 continue
             writers = [layer for layer in self.axes[axis][0]
                        if all(read in self.order or read not in self.matched for read in named(layer.reads))]
-            columns, end = [], self.switched(writers)
+            columns = []
             if self.match_on == "butterfly" and self.layers[k].writes == axis:
                 columns = [reader for reader in self.axes[axis][1] if reader in readers]
-                columns = columns if final else bare(columns)
-                if not final:
-                    self.refit.solve([end], readers)
-            end = self.goal if final else end
-            self.order[axis] = match(gather(self.now, writers, columns), gather(end, writers, columns))
-            self.goal = permute(self.goal, self.layers, {axis: self.order[axis]})
+            if columns and final:
+                self._order(axis, writers, columns, self.goal)
+                continue
+            self._order(axis, writers, (), self.goal)
+            if columns:  # rows first: what a normalisation in front of a reader makes of the units depends on their order
+                end = self.switched(writers)
+                self.refit.solve([end], readers)
+                self._order(axis, writers, bare(columns), end)
+
+    def _order(self, axis: str, writers: Sequence[Layer], columns: Sequence[Layer], end: Weights) -> None:
+        """Match the present units with those of `end`, and put those of B into that order."""
+        found = match(gather(self.now, writers, columns), gather(end, writers, columns)).to("cpu")
+        self.order[axis] = self.order[axis][found] if axis in self.order else found
+        self.goal = permute(self.goal, self.layers, {axis: found})
 
     def _add(self, legs: Sequence[Leg], **row: object) -> None:
         self.stages.append({"stage": len(self.stages) + 1, **row, "start": len(self.legs), "legs": len(legs)})
