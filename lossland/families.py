@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from lossland.errors import choose
 from lossland.paths import Basis, Mix, Path, bezier_basis, chain_basis, linear_basis
@@ -72,7 +71,10 @@ class Family:
             ValueError: unless the domain is an interval.
         """
         self._check_interval("slopes")
-        return jvp(self._basis(), (t,), (torch.ones_like(t),))[1]
+        with torch.enable_grad():
+            t = t.detach().clone().requires_grad_()
+            parts = self._basis()(t).sum(0)  # (k,): each row depends on its own t alone
+            return torch.stack([torch.autograd.grad(part, t, retain_graph=True)[0] for part in parts], dim=1)
 
     def draw(self, generator: torch.Generator, draws: int = 1) -> Tensor:
         """Return the positions of random members, as `coefficients` takes them, in float64.
