@@ -6,10 +6,13 @@ All activations are ReLU. Weights are not part of a network's identity: draw the
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch.nn.functional import relu
 from lossland.errors import choose
 from lossland.layers import Layer
 from lossland.recurrent import LSTM
+from lossland.residual import ResNet
 from lossland.weights import Weights
 
 Shape = tuple[int, int, int]
@@ -105,6 +109,40 @@ class Conv2FC1(_PlainConv):
         super().__init__(convs, {0, 1}, nn.MaxPool2d(3, 2), head)
 
 
+class Conv3FC3(_PlainConv):
+    """Three 5x5 convolutions with ReLU and 3/2 max-pooling, then three dense layers of 1000 K units, the classes last.
+
+    Maps smaller than 3 pixels are not pooled, so that small images work.
+
+    Args:
+        inputs: (C, H, W) of one image.
+        classes: number of classes.
+        channels: filters of the three convolutions.
+        width: units of the dense hidden layers.
+        factor: K, which scales `width` (and, as in the paper, the dense layers alone).
+
+    Raises:
+        ValueError: if `factor` times `width` is less than one unit.
+
+    Source: G18 section 4.2, Fig. 3 (K of 0.3, 0.5, 0.8, 1) and Table 2; filters as in the released code.
+    """
+
+    def __init__(self, inputs: Shape, classes: int, *, channels: tuple[int, int, int] = (32, 64, 128),
+                 width: int = 1000, factor: float = 1.0) -> None:
+        units = round(factor * width)
+        if units < 1:
+            raise ValueError(f"factor times width must be at least one unit, got {factor} * {width}")
+        convs = nn.ModuleList(nn.Conv2d(m, n, 5, padding=2) for m, n in pairwise([inputs[0], *channels]))
+        (height, wide), pool_after = inputs[1:], set()
+        for i in range(3):
+            if min(height, wide) >= 3:
+                pool_after.add(i)
+                height, wide = (height - 1) // 2, (wide - 1) // 2
+        sizes = [channels[-1] * height * wide, units, units, classes]
+        head = nn.ModuleList(nn.Linear(m, n) for m, n in pairwise(sizes))
+        super().__init__(convs, pool_after, nn.MaxPool2d(3, 2), head)
+
+
 class VGG16(_PlainConv):
     """VGG16 without batch normalisation: 13 convolutions, then 512-512-classes with dropout 0.5 in front of each hidden
     and output layer.
@@ -132,88 +170,6 @@ class VGG16(_PlainConv):
         super().__init__(convs, pool_after, nn.MaxPool2d(2, 2, ceil_mode=True), head, dropout=0.5)
 
 
-def _conv(m: int, n: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(m, n, size, stride, padding=size // 2, bias=False)
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut; `pre` puts normalisation and ReLU in front of them."""
-
-    def __init__(self, m: int, n: int, stride: int, pre: bool) -> None:
-        super().__init__()
-        self.pre = pre
-        self.conv1, self.conv2 = _conv(m, n, 3, stride), _conv(n, n, 3)
-        self.norm1, self.norm2 = nn.BatchNorm2d(m if pre else n), nn.BatchNorm2d(n)
-        self.shortcut = _conv(m, n, 1, stride) if stride > 1 or m != n else None
-        self.shortcut_norm = nn.BatchNorm2d(n) if self.shortcut is not None and not pre else None
-
-    def forward(self, stream: Tensor) -> Tensor:
-        """Return the next stream (n, C', H', W')."""
-        if self.pre:
-            inner = self.conv2(relu(self.norm2(self.conv1(relu(self.norm1(stream))))))
-            return inner + (stream if self.shortcut is None else self.shortcut(stream))
-        inner = self.norm2(self.conv2(relu(self.norm1(self.conv1(stream)))))
-        return relu(inner + (stream if self.shortcut is None else self.shortcut_norm(self.shortcut(stream))))
-
-    def layers(self, name: str, before: str, after: str) -> list[Layer]:
-        """Return the block's weight layers between the streams `before` and `after`."""
-        inner = f"{name}.inner"
-        if self.pre:
-            found = [Layer(f"{name}.conv1", before, inner, norm=f"{name}.norm2", pre_norm=f"{name}.norm1"),
-                     Layer(f"{name}.conv2", inner, after)]
-        else:
-            found = [Layer(f"{name}.conv1", before, inner, norm=f"{name}.norm1"),
-                     Layer(f"{name}.conv2", inner, after, norm=f"{name}.norm2")]
-        if self.shortcut is not None:
-            norm = None if self.pre else f"{name}.shortcut_norm"
-            found.append(Layer(f"{name}.shortcut", before, after, norm=norm))
-        return found
-
-
-class ResNet(nn.Module):
-    """Residual network for small images: one convolution, three stages of `blocks` blocks, average pooling, linear.
-
-    Args:
-        inputs: (C, H, W) of one image.
-        classes: number of classes.
-        blocks: blocks per stage; depth is 6 * blocks + 2.
-        channels: of the first stage; the papers' 16. Stages have 1, 2 and 4 times as many.
-        pre_activation: batch norm and ReLU in front of the convolutions (PreResNet) instead of behind them.
-        bias: whether the output layer has a bias.
-
-    Source: W21 Appendix D (cResNet20: blocks=3, no output bias, 272,464 parameters); AY20 Table 5 and G18 section 6
-        (PreResNet110: blocks=18); He et al. 2016.
-    """
-
-    def __init__(self, inputs: Shape, classes: int, *, blocks: int = 3, channels: int = 16,
-                 pre_activation: bool = False, bias: bool = False) -> None:
-        super().__init__()
-        self.pre = pre_activation
-        self.conv = _conv(inputs[0], channels, 3)
-        self.norm = nn.BatchNorm2d(4 * channels if pre_activation else channels)
-        sizes = [channels] + [channels * 2**stage for stage in range(3) for _ in range(blocks)]
-        self.blocks = nn.ModuleList(_Block(m, n, 1 if m == n else 2, pre_activation) for m, n in pairwise(sizes))
-        self.linear = nn.Linear(4 * channels, classes, bias=bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, C) for images (n, C, H, W)."""
-        stream = self.conv(images) if self.pre else relu(self.norm(self.conv(images)))
-        for block in self.blocks:
-            stream = block(stream)
-        stream = relu(self.norm(stream)) if self.pre else stream
-        return self.linear(stream.mean((2, 3)))
-
-    def layers(self) -> list[Layer]:
-        """Return the weight layers in forward order."""
-        stage = 0
-        found = [Layer("conv", None, "stream0", norm=None if self.pre else "norm")]
-        for i, block in enumerate(self.blocks):
-            before = f"stream{stage}"
-            stage += block.shortcut is not None
-            found += block.layers(f"blocks.{i}", before, f"stream{stage}")
-        return [*found, Layer("linear", f"stream{stage}", None, pre_norm="norm" if self.pre else None)]
-
-
 def _mlp(inputs: Shape, classes: int, *, width: int = 2000) -> MLP:
     return MLP(inputs, classes, widths=(width,))
 
@@ -226,24 +182,45 @@ _preresnet = partial(ResNet, pre_activation=True, bias=True)
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp, "fc3": partial(_fc, depth=3), "fc5": partial(_fc, depth=5), "fc7": partial(_fc, depth=7),
     "conv2fc1": Conv2FC1, "vgg16": VGG16, "cresnet20": ResNet, "preresnet20": partial(_preresnet, blocks=3),
-    "preresnet110": partial(_preresnet, blocks=18), "lstm": LSTM,
+    "preresnet110": partial(_preresnet, blocks=18), "lstm": LSTM, "3conv3fc": Conv3FC3,
+    "resnet158": partial(_preresnet, blocks=26), "resnet164": partial(_preresnet, blocks=18, bottleneck=True),
+    "wrn28x10": partial(_preresnet, blocks=4, widen=10),
 }
 
 
-def build(model: str, inputs: Shape, classes: int, **sizes: int | tuple[int, ...]) -> nn.Module:
+def _check_sizes(model: str, sizes: Mapping[str, Any]) -> None:
+    """Refuse names that the model does not have and values of another type than the model's own."""
+    parameters = inspect.signature(MODELS[model]).parameters.values()
+    known = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    for name, value in sizes.items():
+        default = known[choose(f"size of {model!r}", name, known)]
+        if not _alike(value, default):
+            raise TypeError(f"{name} must be of the kind of {default!r}, got {value!r} ({type(value).__name__})")
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        listed = isinstance(value, (tuple, list)) and len(value) == len(default)
+        return listed and all(map(_alike, value, default))
+    kind = Real if isinstance(default, float) else Integral
+    return isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+
+
+def build(model: str, inputs: Shape, classes: int, **sizes: float | tuple[int, ...]) -> nn.Module:
     """Return an untrained network by name, on the `meta` device: a skeleton without weights.
 
     Args:
-        model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels), "vgg16"
-            (channels), "cresnet20", "preresnet20", "preresnet110" (blocks, channels); for texts "lstm" (hidden, layers,
-            dropout).
+        model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels),
+            "3conv3fc" (channels, width, factor), "vgg16" (channels), "cresnet20", "preresnet20", "preresnet110",
+            "resnet158", "resnet164" (blocks, channels), "wrn28x10" (blocks, channels, widen); for texts "lstm" (hidden,
+            layers, dropout).
         inputs: (C, H, W) of one image, (L,) of one window of words.
         classes: number of classes.
         **sizes: the network's own sizes; the papers' by default.
 
     Raises:
-        ValueError: for an unknown model, with the nearest valid name; a text for a network of images.
-        TypeError: for a size that the model does not have.
+        ValueError: for an unknown model or size, with the nearest valid name; a text for a network of images.
+        TypeError: for a size of another type than the model's own.
 
     Examples:
         >>> net = build("mlp", (1, 8, 8), 10, width=100)
@@ -252,6 +229,7 @@ def build(model: str, inputs: Shape, classes: int, **sizes: int | tuple[int, ...
     """
     if choose("model", model, MODELS) != "lstm" and len(inputs) != 3:
         raise ValueError(f"model must be 'lstm' for windows of words {tuple(inputs)}, got {model!r}, made for images")
+    _check_sizes(model, sizes)
     with torch.device("meta"):
         return MODELS[model](inputs, classes, **sizes)
 

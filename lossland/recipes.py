@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from tqdm import tqdm
 from lossland.devices import device_name
 from lossland.errors import choose
 from lossland.families import Family, point
-from lossland.models import MODELS, build, initial_weights
+from lossland.models import build, initial_weights
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
 from lossland.training import VERSION, Recipe, fit
@@ -42,26 +40,7 @@ def network(task: Task, model: str, **sizes: Any) -> nn.Module:
         ValueError: for an unknown model or size, with the nearest valid name.
         TypeError: for a size of the wrong type, such as text.
     """
-    _check_sizes(model, sizes)
     return build(model, task.input_shape, task.classes, **sizes)
-
-
-def _check_sizes(model: str, sizes: Mapping[str, Any]) -> None:
-    """Refuse names that the model does not have and values of another type than the model's own."""
-    parameters = inspect.signature(MODELS[choose("model", model, MODELS)]).parameters.values()
-    known = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
-    for name, value in sizes.items():
-        default = known[choose(f"size of {model!r}", name, known)]
-        if not _alike(value, default):
-            raise TypeError(f"{name} must be of the kind of {default!r}, got {value!r} ({type(value).__name__})")
-
-
-def _alike(value: Any, default: Any) -> bool:
-    if isinstance(default, tuple):
-        listed = isinstance(value, (tuple, list)) and len(value) == len(default)
-        return listed and all(map(_alike, value, default))
-    kind = Real if isinstance(default, float) else Integral
-    return isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def recipe_for(task: Task, **changes: Any) -> Recipe:

@@ -17,6 +17,10 @@ NETWORKS = {
     "cresnet20": ((3, 16, 16), {"channels": 3}),
     "preresnet20": ((3, 16, 16), {"channels": 3}),
     "preresnet110": ((3, 8, 8), {"channels": 2, "blocks": 2}),
+    "3conv3fc": ((1, 8, 8), {"channels": (4, 5, 6), "width": 10, "factor": 0.5}),
+    "resnet158": ((3, 8, 8), {"channels": 3, "blocks": 2}),
+    "resnet164": ((3, 8, 8), {"channels": 2, "blocks": 2}),
+    "wrn28x10": ((3, 8, 8), {"channels": 3, "blocks": 2, "widen": 2}),
 }
 
 

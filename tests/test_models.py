@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from lossland import models
 from lossland.batchnorm import fresh_buffers
+from lossland.layers import verify
 from lossland.weights import count, skeleton
 
 PAPER_SIZES = [  # name, inputs, parameters, where the number comes from
@@ -16,6 +17,9 @@ PAPER_SIZES = [  # name, inputs, parameters, where the number comes from
     ("fc7", (3, 32, 32), 3072 * 6144 + 6144 * 2000 + 2000 * 1000 + 3 * 1000**2 + 1000 * 10, "AY20 Table 4"),
     ("conv2fc1", (3, 32, 32), 32 * (75 + 1) + 64 * (800 + 1) + 3136 * 10 + 10, "AY20: 3136 neurons"),
     ("cresnet20", (3, 32, 32), 272_464, "W21's released network"),
+    ("3conv3fc", (3, 32, 32), 32 * 76 + 64 * 801 + 128 * 1601 + 1153 * 1000 + 1001 * 1000 + 10_010, "G18: K = 1"),
+    ("wrn28x10", (3, 32, 32), 36_479_194, "Zagoruyko & Komodakis: 36.5 million"),
+    ("resnet164", (3, 32, 32), 1_703_258, "He et al.: 1.7 million"),
 ]
 
 
@@ -24,15 +28,38 @@ def test_default_sizes_are_the_papers(name, inputs, parameters, source):
     assert sum(p.numel() for p in models.build(name, inputs, 10).parameters()) == parameters, source
 
 
+@pytest.mark.parametrize("name, weights, shortcuts", [("resnet158", 158, 2), ("resnet164", 164, 3), ("wrn28x10", 26, 3)])
+def test_residual_networks_have_the_layers_of_their_names(name, weights, shortcuts):
+    layers = models.build(name, (3, 32, 32), 10).layers()  # WRN-28 has 28 convolutions, shortcuts included
+    found = sum(layer.module.endswith("shortcut") for layer in layers)
+    assert (len(layers) - found, found) == (weights, shortcuts)
+
+
+@pytest.mark.parametrize("factor, units", [(0.3, 300), (0.5, 500), (0.8, 800), (1.0, 1000)])
+def test_the_width_factor_scales_the_dense_layers_alone(factor, units):
+    net = models.build("3conv3fc", (3, 32, 32), 10, factor=factor)
+    assert [layer.out_features for layer in net.head] == [units, units, 10]
+    assert [conv.out_channels for conv in net.convs] == [32, 64, 128]
+
+
+@pytest.mark.parametrize("pre", [True, False])
+def test_bottlenecks_permute_with_and_without_pre_activation(pre):
+    net = models.ResNet((3, 8, 8), 5, blocks=2, channels=2, bottleneck=True, pre_activation=pre)
+    assert verify(net, net.layers(), torch.randn(2, 3, 8, 8)) < 1e-9
+    sizes = [block.conv2.stride for block in net.blocks]
+    assert sizes == [(1, 1), (1, 1), (2, 2), (1, 1), (2, 2), (1, 1)]
+
+
 def test_preresnet110_has_110_weight_layers_and_two_shortcuts():
     layers = models.build("preresnet110", (3, 32, 32), 10).layers()
     assert len(layers) == 110 + 2 and sum(layer.module.endswith("shortcut") for layer in layers) == 2
 
 
 @pytest.mark.parametrize("name, inputs", [("vgg16", (3, 32, 32)), ("vgg16", (1, 8, 8)), ("cresnet20", (1, 8, 8)),
-                                          ("conv2fc1", (1, 8, 8)), ("preresnet20", (3, 32, 32)), ("fc5", (1, 8, 8))])
+                                          ("conv2fc1", (1, 8, 8)), ("3conv3fc", (1, 8, 8)), ("wrn28x10", (1, 8, 8)),
+                                          ("resnet164", (3, 9, 9)), ("preresnet20", (3, 32, 32)), ("fc5", (1, 8, 8))])
 def test_networks_run_on_small_and_large_images(name, inputs):
-    sizes = {"conv2fc1": {"channels": (2, 3)}, "fc5": {"first": 4, "second": 4, "rest": 4}}.get(name, {"channels": 2})
+    sizes = {"conv2fc1": {"channels": (2, 3)}, "3conv3fc": {"channels": (2, 3, 4), "width": 4}, "fc5": {"first": 4, "second": 4, "rest": 4}}.get(name, {"channels": 2})
     net = models.build(name, inputs, 7, **sizes)
     weights = models.initial_weights(net, torch.Generator().manual_seed(0))
     images = torch.randn(2, *inputs)
@@ -48,6 +75,16 @@ def test_initial_weights_have_the_stated_distributions():
     bound = 1 / math.sqrt(3136)
     assert 0.99 * bound < drawn["head.0.weight"].abs().max() <= bound
     assert_close(drawn["head.0.weight"].std(), torch.tensor(bound / math.sqrt(3)), rtol=0.02, atol=0)
+
+
+def test_initial_weights_of_stored_networks_have_not_changed():
+    # What is in a store was drawn so: a change here would make old end points another network's.
+    sums = {"mlp": 112.83591, "conv2fc1": 1657.55552, "cresnet20": 15415.90719, "preresnet20": 15320.51149,
+            "vgg16": 271284.80708}
+    for name, total in sums.items():
+        net = models.build(name, (3, 16, 16), 10, **({"width": 7} if name == "mlp" else {}))
+        drawn = models.initial_weights(net, torch.Generator().manual_seed(3))
+        assert_close(sum(float(tensor.double().abs().sum()) for tensor in drawn.values()), total, rtol=1e-7, atol=0)
 
 
 def test_initial_weights_depend_on_the_generator_alone():
@@ -77,3 +114,9 @@ def test_bad_choices_name_the_nearest_valid_one():
         models.build("conv2fc1", (1, 6, 6), 10)
     with pytest.raises(ValueError, match="widths"):
         models.build("mlp", (1, 8, 8), 10, width=0)
+    with pytest.raises(ValueError, match="size of 'mlp' must be one of 'width'; got 'widht' \\(did you mean 'width'"):
+        models.build("mlp", (1, 8, 8), 10, widht=3)
+    with pytest.raises(TypeError, match="width must be of the kind of 2000, got '8' \\(str\\)"):
+        models.build("mlp", (1, 8, 8), 10, width="8")
+    with pytest.raises(ValueError, match="at least one unit, got 0.0001 \\* 1000"):
+        models.build("3conv3fc", (1, 8, 8), 10, factor=1e-4)
