@@ -114,12 +114,13 @@ def _step(state: _State, network: FlatNetwork, run: _Run, batch: tuple[Tensor, T
         if length:
             objective.append(loss + 0.5 * decay * network.theta.square().sum() if decay else loss)
         pull = length.pull(torch.stack(objective).to(shares)) if length and j == n - 1 else None
-        _descend(state, network, run, coefficients, shares[j] if n > 1 else None, pull, ends=(j == 0, j == n - 1))
+        _descend(state, network, run, coefficients, share=shares[j] if n > 1 else None, pull=pull,
+                 ends=(j == 0, j == n - 1))
     return (shares * torch.stack(losses)).sum(), torch.stack(hits).sum()
 
 
-def _descend(state: _State, network: FlatNetwork, run: _Run, coefficients: list[float], share: Tensor | None,
-             pull: Tensor | None, *, ends: tuple[bool, bool]) -> None:
+def _descend(state: _State, network: FlatNetwork, run: _Run, coefficients: list[float], *, share: Tensor | None,
+             pull: Tensor | None, ends: tuple[bool, bool]) -> None:
     """Add the gradient to the velocities; after the last of a step's networks move the free points."""
     recipe, lr, (first, last) = run.recipe, learning_rate(run.recipe, state.epoch), ends
     sampled, decay = recipe.decay_on == "sampled", recipe.weight_decay
