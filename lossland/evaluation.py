@@ -43,6 +43,14 @@ def check_sums(sums: Sums, t: Tensor, split: str) -> None:
                                  f"{t[bad[0]].tolist()}")
 
 
+def default_points(path: Path | Family) -> int:
+    """Return how many t of a path are evaluated unless the caller says: 121 for curves with bends, 61 for other paths.
+
+    Source: G18 A.3 (121 points); AY20's released code has 61 on its longest paths.
+    """
+    return 121 if isinstance(path, Family) and path.bends else 61
+
+
 def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | None = None) -> Tensor:
     """Return the t (T,) float64 at which a path is evaluated.
 
@@ -73,8 +81,9 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor = 61,
-             swaps: int | None = None, splits: Sequence[str] = ("train", "test"),
+def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
+             points: int | Sequence[float] | Tensor | None = None, swaps: int | None = None,
+             splits: Sequence[str] = ("train", "test"),
              progress: bool = False) -> pd.DataFrame:
     """Return a table of losses and accuracies along a path: one row per (t, split).
 
@@ -85,7 +94,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
         net: the network.
         path: a path through its weight space, or a family over an interval.
         task: the data; evaluation happens on its device.
-        points: how many equidistant t (leg boundaries always included), or the t themselves.
+        points: how many equidistant t (leg boundaries always included), or the t themselves. None: 121 for a curve that
+            is trained, a family with bends, as in G18; 61 for any other path.
         swaps: how many swaps of a permutation stage are evaluated, each at its middle and its end; None: all of them,
             which costs little for networks with one hidden layer and two passes per swap for all others.
         splits: of the task.
@@ -103,6 +113,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
 
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
     """
+    points = default_points(path) if points is None else points
     path = path.path() if isinstance(path, Family) else path
     t = grid(path, points, swaps=swaps)
     leg, _ = path.locate(t)

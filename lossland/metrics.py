@@ -4,8 +4,6 @@ Metrics of outputs take a leading batch of any shape, for instance (T, n, C) for
 the n images and keep the leading axes. Fractions, never per cent; nats, never bits.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -148,59 +146,6 @@ def barrier(t: ArrayLike | Tensor, loss: ArrayLike | Tensor, *, against: str = "
     return float(height.max() - ((first + last) / 2 if against == "mean" else max(first, last)))
 
 
-def step_lengths(points: Mapping[str, Tensor]) -> Tensor:
-    """l2 distances between consecutive points of a path, summed in float64.
-
-    Args:
-        points: Stacked weights: each tensor (T, ...), the same T >= 2.
-
-    Returns:
-        (T - 1,) float64 distances in weight space.
-
-    Raises:
-        ValueError: No tensors, different leading axes, fewer than two points, NaN or infinite weights (each named).
-    """
-    sizes = {name: value.shape[0] if value.ndim else 0 for name, value in points.items()}
-    if len(set(sizes.values())) != 1 or min(sizes.values()) < 2:
-        raise ValueError(f"points must be tensors that share one leading axis T >= 2, got {sizes}")
-    return _differences(points, [(i, i + 1) for i in range(min(sizes.values()) - 1)])
-
-
-def arc_length(points: Mapping[str, Tensor]) -> float:
-    """Length of the polyline through the points of a path.
-
-    A lower bound of the length of a curve; exact for a polygonal chain whose bends are among the points.
-
-    Args:
-        points: Stacked weights as `step_lengths` takes them, with its errors.
-
-    Returns:
-        Sum of the l2 distances of consecutive points, accumulated in float64.
-    """
-    return float(step_lengths(points).sum())
-
-
-def length_ratio(points: Mapping[str, Tensor]) -> float:
-    """Arc length of a path divided by the distance of its end points: 1 for a segment.
-
-    Args:
-        points: Stacked weights as `step_lengths` takes them, with its errors.
-
-    Returns:
-        A ratio >= 1 (up to rounding).
-
-    Raises:
-        ValueError: End points that coincide.
-
-    Source: G18 Table 2, "Length Ratio".
-    """
-    arc = arc_length(points)
-    chord = float(_differences(points, [(0, -1)]))
-    if chord == 0:
-        raise ValueError(f"points must start and end at different weights, got a chord of 0 and an arc of {arc:.6g}")
-    return arc / chord
-
-
 def along(t: ArrayLike | Tensor, values: ArrayLike | Tensor, distances: ArrayLike | Tensor) -> dict[str, float]:
     """Summary of a metric along a path: minimum, integral over arc length, maximum, mean over t.
 
@@ -210,7 +155,7 @@ def along(t: ArrayLike | Tensor, values: ArrayLike | Tensor, distances: ArrayLik
     Args:
         t: (T,) strictly increasing positions, T >= 2.
         values: (T,) the metric at these positions.
-        distances: (T - 1,) l2 distances of consecutive points, see `step_lengths`; not the distances from the start.
+        distances: (T - 1,) l2 distances of consecutive points, see `Path.steps`; not the distances from the start.
 
     Returns:
         `{"min", "integral", "max", "mean"}` in units of `values`.
@@ -265,18 +210,6 @@ def _check_probabilities(value: Tensor, name: str) -> None:
     if not (low >= 0 and gap <= max(1e-3, 8 * torch.finfo(value.dtype).eps)):
         came = f"got a minimum of {low:.6g} and row sums up to {gap:.6g} away from 1"
         raise ValueError(f"{name} must be probabilities (rows >= 0 with sum 1; softmax the logits first), {came}")
-
-
-def _differences(points: Mapping[str, Tensor], pairs: list[tuple[int, int]]) -> Tensor:
-    # Pair by pair: the differences of all T points at once would double the memory of the path.
-    squares = {
-        name: torch.stack([(value[j].double() - value[i].double()).square().sum() for i, j in pairs])
-        for name, value in points.items()
-    }
-    broken = [name for name, value in squares.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"points must be finite, got NaN or infinite weights in {', '.join(broken)}")
-    return torch.stack(list(squares.values())).sum(0).sqrt()
 
 
 def _vector(value: ArrayLike | Tensor, name: str) -> np.ndarray:

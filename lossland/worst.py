@@ -43,7 +43,7 @@ class Worst:
     table: pd.DataFrame
 
 
-def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor = 61,
+def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor | None = None,
           tolerance: float = 1e-3, split: str = "test", metric: str = "nll", most: int = 200,
           progress: bool = False) -> Worst:
     """Return the worst point of a path: a grid first, then finer and finer where something worse may hide.
@@ -76,7 +76,7 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
     if most < 0:
         raise ValueError(f"most must be >= 0, got {most}")
 
-    def scored(where: int | Sequence[float] | Tensor, number: int) -> pd.DataFrame:
+    def scored(where: int | Sequence[float] | Tensor | None, number: int) -> pd.DataFrame:
         table = evaluate(net, path, task, points=where, splits=(split,), progress=progress).assign(round=number)
         values = 1 - table["accuracy"] if metric == "error" else table[metric]
         return table.assign(height=METRICS[metric] * values)
@@ -115,7 +115,8 @@ def _tops(table: pd.DataFrame, tolerance: float, coarse: float) -> list[float]:
         x = np.nan_to_num(0.5 + (height[1:] - height[:-1]) / (2 * climb), nan=0.5)
     beside = np.zeros(len(width), dtype=bool)
     padded = np.concatenate([[-np.inf], height, [-np.inf]])
-    peaks = np.flatnonzero((height >= padded[:-2]) & (height >= padded[2:]) & (height > np.minimum(padded[:-2], padded[2:])))
+    before, after = padded[:-2], padded[2:]
+    peaks = np.flatnonzero((height >= np.maximum(before, after)) & (height > np.minimum(before, after)))
     for peak in sorted(peaks, key=lambda i: -height[i])[:_MAXIMA]:
         beside[max(peak - 1, 0) : peak + 1] = True
     wanted = ((top > height.max() + tolerance) | (beside & (width > coarse))) & (width > _NARROW) & (climb > 0)

@@ -150,30 +150,6 @@ def test_barrier_scales_t_to_its_ends() -> None:
     assert metrics.barrier(3 + 2 * T, loss) == metrics.barrier(T, loss)
 
 
-def _polyline() -> dict[str, torch.Tensor]:
-    # Two steps: (3, 4) in "a" alone, then 12 in "b" alone; the chord is the diagonal 13 of 5 and 12.
-    return {"a": torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]]), "b": torch.tensor([[[0.0]], [[0.0]], [[12.0]]])}
-
-
-def test_arc_length_adds_the_distances_over_all_tensors() -> None:
-    assert_close(metrics.step_lengths(_polyline()), torch.tensor([5.0, 12.0]).double())
-    assert metrics.arc_length(_polyline()) == 17.0
-    assert metrics.length_ratio(_polyline()) == pytest.approx(17 / 13)
-
-
-def test_length_ratio_of_a_segment_is_one_and_of_a_half_circle_half_pi() -> None:
-    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    assert metrics.length_ratio({"w": t[:, None] * torch.tensor([3.0, -2.0]).double()}) == pytest.approx(1)
-    circle = torch.stack([(math.pi * t).cos(), (math.pi * t).sin()], 1)
-    assert metrics.length_ratio({"w": circle}) == pytest.approx(math.pi / 2, rel=1e-5)
-
-
-def test_arc_length_is_accumulated_in_float64() -> None:
-    steps = torch.arange(3, dtype=torch.float32)[:, None] * torch.full((1, 100_000), 1e-3) + 1.0
-    exact = (steps.double()[1:] - steps.double()[:-1]).square().sum(1).sqrt().sum()
-    assert metrics.arc_length({"w": steps}) == pytest.approx(float(exact), rel=1e-12)
-
-
 def test_integral_weighs_by_distance_and_mean_by_t() -> None:
     result = metrics.along([0.0, 0.5, 1.0], [0.0, 2.0, 4.0], [1.0, 3.0])
     assert result == {"min": 0.0, "integral": (1 * 1.0 + 3 * 3.0) / 4, "max": 4.0, "mean": 2.0}
@@ -231,23 +207,6 @@ PROBABILITIES = LOGITS.softmax(-1)
         (lambda: metrics.along(T, T, T), ValueError, "distances must hold one value per step, 3 for 4 points, got 4"),
         (lambda: metrics.along(T, T, [0, 0, 0]), ValueError, "distances must be >= 0 and not all 0"),
         (lambda: metrics.along(T, T, [1, -1, 1]), ValueError, "distances must be >= 0 .*minimum -1.0"),
-        (lambda: metrics.arc_length({}), ValueError, r"points must be tensors .*T >= 2, got \{\}"),
-        (
-            lambda: metrics.arc_length({"a": torch.zeros(3, 2), "b": torch.zeros(2, 2)}),
-            ValueError,
-            r"points must be tensors that share one leading axis T >= 2, got \{'a': 3, 'b': 2\}",
-        ),
-        (lambda: metrics.arc_length({"a": torch.zeros(1, 2)}), ValueError, "leading axis T >= 2"),
-        (
-            lambda: metrics.arc_length({"a": torch.zeros(2, 2), "b": torch.full((2, 2), torch.nan)}),
-            ValueError,
-            "points must be finite, got NaN or infinite weights in b$",
-        ),
-        (
-            lambda: metrics.length_ratio({"a": torch.tensor([[0.0], [1.0], [0.0]])}),
-            ValueError,
-            "points must start and end at different weights, got a chord of 0 and an arc of 2",
-        ),
     ],
 )
 def test_bad_input_is_named(call, kind: type[Exception], message: str) -> None:

@@ -120,6 +120,34 @@ def test_length_of_a_quarter_circle():
     assert paths.arc(x, y, zero).length(400) == pytest.approx(math.pi / 2, rel=1e-5)
 
 
+def test_steps_and_length_add_up_over_all_tensors():
+    # Two steps: (3, 4) in "a" alone, then 12 in "b" alone; the chord is the diagonal 13 of 5 and 12.
+    points = [{"a": torch.tensor(a), "b": torch.tensor([[b]])} for a, b in (([0.0, 0.0], 0.0), ([3.0, 4.0], 0.0), ([3.0, 4.0], 12.0))]
+    path = paths.chain(points)
+    assert_close(path.steps(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([5.0, 12.0]).double())
+    assert path.length() == pytest.approx(17.0, rel=1e-12)
+    assert_close(path.steps(torch.tensor([0.25, 0.75])), torch.tensor([(2.5**2 + 6**2) ** 0.5]).double())
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_steps_are_distances_of_points(name):
+    path, t = PATHS[name], torch.tensor([0.0, 0.1, 0.25, 0.5, 0.5, 0.8, 1.0], dtype=torch.float64)
+    far = [distance(path.point(float(a)), path.point(float(b))) for a, b in zip(t[:-1], t[1:], strict=True)]
+    assert_close(path.steps(t), torch.tensor(far).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_steps_of_a_leg_that_scales_its_points():
+    leg = paths.Mix((A, A), lambda s: torch.stack([s, s**2], -1))
+    path = paths.Path((leg,))
+    assert path.steps(torch.tensor([0.5, 1.0]))[0] == pytest.approx(1.25 * distance(A, {k: 0 * v for k, v in A.items()}))
+
+
+def test_small_steps_keep_their_digits():
+    x = {"w": torch.full((100_000,), 1.0, dtype=torch.float64)}
+    y = {"w": x["w"] + 1e-9}
+    assert paths.segment(x, y).length(5) == pytest.approx(distance(x, y), rel=1e-9)
+
+
 @pytest.mark.parametrize("t", [-0.01, 1.01, float("nan")])
 def test_t_outside_the_unit_interval_is_refused(t):
     with pytest.raises(ValueError, match="t must lie in \\[0, 1\\], got"):
@@ -139,5 +167,7 @@ def test_bad_paths_are_refused_by_name():
         paths.through_origin(A, B, {"w": 1})
     with pytest.raises(ValueError, match="bends must be >= 0, got -1"):
         paths.bezier_basis(torch.tensor([0.5]), -1)
+    with pytest.raises(ValueError, match="at least two increasing positions, got \\[0.5\\]"):
+        PATHS["segment"].steps(torch.tensor([0.5]))
     with pytest.raises(ValueError, match="per_leg must be >= 2"):
         PATHS["segment"].grid(1)

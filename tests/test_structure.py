@@ -28,7 +28,7 @@ LEVELS = [
     ["mixtures"],
     ["walks"],
     ["evaluation", "training"],
-    ["flow_training", "recipes", "planes", "worst", "ensembles"],
+    ["flow_training", "recipes", "planes", "worst", "summaries", "ensembles"],
     ["many", "connect", "learned"],
     ["figures", "slider", "__init__"],
 ]
