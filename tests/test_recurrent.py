@@ -87,11 +87,14 @@ def test_default_and_paper_sizes() -> None:
     assert (build("lstm", (35,), 10).lstm.hidden_size, build("lstm", (35,), 10).lstm.num_layers) == (200, 2)
 
 
-def test_dropout_works_in_training_mode_only() -> None:
-    net = LSTM((6,), 11, hidden=8, layers=1, dropout=0.5)
-    words = torch.zeros(1, 6).long()
-    assert not net.train()(words).equal(net(words))
-    assert net.eval()(words).equal(net(words))
+@pytest.mark.parametrize("after", ["embedding", "last layer"])
+def test_dropout_works_in_training_mode_only(after: str) -> None:
+    net, share = LSTM((50,), 11, hidden=8, layers=1, dropout=0.5), []
+    reader = net.lstm if after == "embedding" else net.decoder
+    reader.register_forward_pre_hook(lambda module, inputs: share.append(float((inputs[0] == 0).float().mean())))
+    for mode in (True, False):
+        net.train(mode)(torch.arange(50)[None] % 11)
+    assert 0.3 < share[0] < 0.7 and share[1] == 0
 
 
 @pytest.mark.parametrize(("sizes", "says"), [({"hidden": 0}, "got 0, 2, 0.0"), ({"layers": 0}, "got 200, 0, 0.0"),
