@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import linear, unfold
+from torch.nn.functional import linear
 from tqdm import tqdm
 
-from lossland import batchnorm
+from lossland import features
 from lossland.errors import choose
 from lossland.layers import Layer, axes
 from lossland.least_squares import RIDGE, Moments, Solution, solve
@@ -25,73 +24,23 @@ from lossland.models import MLP
 from lossland.paths import Mix, Path, linear_basis
 from lossland.paths import chain as chain_path
 from lossland.tasks import Task
-from lossland.weights import Weights, at, check_match, skeleton, stack
+from lossland.weights import Weights, check_match, stack
 
 SOLVES = ("knots", "everywhere")
-_BLOCK = 4096  # images at a time: a float32 sum over a block loses less than the ridge
-_BLOCK_BYTES = 128 * 2**20  # of one block of features
 _KNOT_BYTES = 512 * 2**20  # of the moments that one pass over the data adds up
-_PLENTY = 10  # samples per unit from which float32 products leave the residual as it is
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    return conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-
-class _Inputs:
-    """Inputs of one module of a network: rows (b * positions, D) for images (b, C, H, W)."""
-
-    def __init__(self, net: nn.Module, name: str) -> None:
-        self.bare, self.module = skeleton(net), net.get_submodule(name)
-        kind = type(self.module)
-        if not isinstance(self.module, (nn.Linear, nn.Conv2d)):
-            raise TypeError(f"layer {name!r} must be a linear or 2-D convolutional module, got {kind.__name__}")
-        if isinstance(self.module, nn.Conv2d) and not _is_plain(self.module):
-            raise ValueError(f"layer {name!r} must have groups=1, padding_mode='zeros' and padding in numbers to be "
-                             f"adjusted, got {self.module}")
-        self.seen: Tensor | None = None
-        self.bare.get_submodule(name).register_forward_pre_hook(self._keep)
-
-    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.seen = inputs[0]  # and return None: a pre-hook's return value would replace the input
-
-    def __call__(self, weights: Weights, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-        functional_call(self.bare, (weights, buffers), (images,))
-        if self.seen is None:
-            raise ValueError("layer must be reached by a forward pass, but its module was not called")
-        found, self.seen = self.seen, None
-        if isinstance(self.module, nn.Linear):
-            return found.reshape(-1, found.shape[-1])
-        conv = self.module
-        patches = unfold(found, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # (b, D, positions)
-        return patches.transpose(1, 2).flatten(0, 1)
-
-
-def _blocks(task: Task, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    for images in task.train.images.split(size):  # as they are: AY20's augmentation is for training
-        yield task.prepare(images, dtype)
 
 
 def _dtype(weights: Weights) -> torch.dtype:
     return next(iter(weights.values())).dtype
 
 
-def _products(samples: int, units: int, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for a block's products.
-
-    With few samples X X^T has eigenvalues near zero, and rounding of float32 products, though small beside the largest,
-    is large beside the ridge: measured on 256 digits and 256 units, accuracy at the knots fell to 23 %.
-    """
-    return torch.promote_types(dtype, torch.float32) if samples >= _PLENTY * units else torch.float64
-
-
 @torch.no_grad()
 def moments(net: nn.Module, weights: Weights, layer: Layer, target_weights: Weights, task: Task, *,
-            products: torch.dtype | None = None) -> Moments:
+            patches: int | None = None, products: torch.dtype | None = None) -> Moments:
     """Return the moments of a layer's inputs at `weights` and its outputs, without bias, at `target_weights`.
 
     They are added up over the whole training split, without augmentation, block by block. A convolution is the linear
-    map of its unfolded patches, all of them. Batch-norm statistics are re-estimated for both networks.
+    map of its unfolded patches. Batch-norm statistics are re-estimated for both networks.
 
     Args:
         net: the network; its modules are not touched, a private copy is.
@@ -99,36 +48,33 @@ def moments(net: nn.Module, weights: Weights, layer: Layer, target_weights: Weig
         layer: the layer to be adjusted, linear or convolutional.
         target_weights: give the targets Y: the layer's own outputs there.
         task: its training images are used.
+        patches: of an image, that a convolution is fitted on. None: all of them; 4: two by two, half a map apart.
         products: dtype of a block's products; None: that of the weights, or float64 where there are fewer than 10
             samples per unit. Sums are always float64.
 
     Raises:
         TypeError: if the layer's module is neither linear nor a 2-D convolution, naming it.
-        ValueError: if a convolution has groups or other padding than zeros, or the two weights do not match.
+        ValueError: if a convolution has groups, patches is neither None nor 4, or the two weights do not match.
 
-    Source: AY20 Eqs. (9) and (10); conv layers: the released code takes four patches an image, this takes all.
+    Source: AY20 Eqs. (9) and (10); conv layers: the released code takes four patches an image.
     """
     check_match(weights, target_weights, ("weights", "target_weights"))
-    inputs, dtype = _Inputs(net, layer.module), _dtype(weights)
-    head = target_weights[f"{layer.module}.weight"].flatten(1)  # (C, D)
-    sides = [(point, batchnorm.refresh(net, point, _blocks(task, 1000, dtype))) for point in (weights, target_weights)]
-    probe = inputs(*sides[0], task.prepare(task.train.images[:1], dtype))
-    samples, units = len(probe) * len(task.train), head.shape[1]
-    sums = Moments.zeros(units, len(head), products=products or _products(samples, units, dtype), device=head.device)
-    for images in _blocks(task, max(1, min(_BLOCK, _BLOCK_BYTES // probe.nbytes)), dtype):
-        x, target = (inputs(point, buffers, images) for point, buffers in sides)
-        sums.add(x, linear(target, head))
-    return sums
+    target = features.Target(net, target_weights, task, patches=patches, products=products)
+    groups = target.moments([weights], [layer.module])[0][layer.module]
+    if len(groups) > 1:
+        raise ValueError(f"layer {layer.module!r} must have groups=1, got {len(groups)}: its moments are those of "
+                         "several linear maps, see features.Target")
+    return groups[0]
 
 
 def _shared_moments(leg: Mix, coefficients: Tensor, a: Weights, task: Task, products: torch.dtype) -> list[Moments]:
     """Return the moments of T members of a leg of one-hidden-layer nets: one first-layer product per fixed point."""
     dtype, head = _dtype(a), a["linear.1.weight"]
     sums = [Moments.zeros(head.shape[1], head.shape[0], products=products, device=head.device) for _ in coefficients]
-    size = max(1, min(_BLOCK, _BLOCK_BYTES // (head.shape[1] * head.itemsize)))
+    size = max(1, min(features.BLOCK, features.BLOCK_BYTES // (head.shape[1] * head.itemsize)))
     ends = [(p["linear.0.weight"], p.get("linear.0.bias")) for p in (a, *leg.points)]
     keys = [tuple(map(id, end)) for end in ends]  # A itself is a point of most legs: its product is needed once
-    for images in _blocks(task, size, dtype):
+    for images in features.blocks(task, size, dtype):
         flat = images.flatten(1)
         known = {key: linear(flat, *end) for key, end in dict(zip(keys, ends, strict=True)).items()}
         target, *outputs = (known[key] for key in keys)
@@ -185,7 +131,7 @@ class _Problem:
         weight = f"{self.layer.module}.weight"
         units = self.a[weight].flatten(1).shape[1]
         # Without a ridge every direction above rounding counts, so rounding must be small.
-        products = _products(len(self.task.train), units, _dtype(self.a)) if self.ridge else torch.float64
+        products = features.products_dtype(len(self.task.train), units, _dtype(self.a)) if self.ridge else torch.float64
         sums = _along(self.net, path, t, layer=self.layer, a=self.a, task=self.task, products=products)
         for one, each in zip(t.tolist(), tqdm(sums, "adjust", len(t), unit="knot", disable=not progress), strict=True):
             found = solve(each, ridge=self.ridge)

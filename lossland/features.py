@@ -23,8 +23,8 @@ from lossland.tasks import Task
 from lossland.weights import Weights, skeleton
 
 PATCHES = (None, 4)
-_BLOCK = 4096  # images at a time: a float32 sum over a block loses less than the ridge
-_BLOCK_BYTES = 128 * 2**20  # of one block of features, and of the outputs that are kept for the next point
+BLOCK = 4096  # images at a time: a float32 sum over a block loses less than the ridge
+BLOCK_BYTES = 128 * 2**20  # of one block of features, and of the outputs that are kept for the next point
 _STATISTICS = 1000  # images per batch of batch-norm statistics
 _PLENTY = 10  # samples per unit from which float32 products leave the residual as it is
 
@@ -109,8 +109,8 @@ class Members:
         return [name for name, tensor in every[0].items() if any(one[name] is not tensor for one in every)]
 
     def run(self, features: Features, images: Tensor, *,
-            private: bool = False) -> Iterator[tuple[dict[str, list[Tensor]], Recording]]:
-        """Yield the features of every member, and the recording of the pass that they share.
+            private: bool = False) -> Iterator[tuple[dict[str, list[Tensor]], Recording | None]]:
+        """Yield the features of every member, and the recording of the pass that they share, if there are several.
 
         What only tensors decide that all members share is computed once.
 
@@ -119,6 +119,9 @@ class Members:
             images: (b, C, H, W), prepared.
             private: whether a pass writes to the member's buffers.
         """
+        if len(self.weights) == 1:
+            yield features(self.weights[0], self.buffers[0], images), None
+            return
         moving, recording, first = self.moving(), None, {}
         for weights, buffers in zip(self.weights, self.buffers, strict=True):
             if recording is None or not recording.safe:
@@ -183,17 +186,18 @@ class Target:
     """Network A as the source of the outputs that layers are fitted to, with its batch-norm statistics."""
 
     def __init__(self, net: nn.Module, weights: Weights, task: Task, *, patches: int | None = None,
-                 exact: bool = False) -> None:
+                 products: torch.dtype | None = None) -> None:
         """Remember the network.
 
         Args:
             net, weights: A.
             task: its training images are used.
             patches: see `rows_of`.
-            exact: whether products are always float64, for solutions without a ridge.
+            products: dtype of a block's products; None: that of the weights, or float64 where there are fewer than 10
+                samples per unit. Sums are always float64.
         """
         self.net, self.weights, self.task = net, weights, task
-        self.patches, self.exact = choose("patches", patches, PATCHES), exact
+        self.patches, self.products = choose("patches", patches, PATCHES), products
         self.dtype = next(iter(weights.values())).dtype
         self.buffers = batchnorm.refresh(net, weights, blocks(task, _STATISTICS, self.dtype))
 
@@ -218,7 +222,7 @@ class Target:
         for images in blocks(self.task, _STATISTICS, self.dtype):
             for (_, recording), estimate in zip(members.run(features, images, private=True), estimates, strict=True):
                 for name in estimate.names:  # in front of what moves, the first member's
-                    if not recording.moves(estimates[0].buffers[name]):
+                    if recording and not recording.moves(estimates[0].buffers[name]):
                         estimate.buffers[name].copy_(estimates[0].buffers[name])
                 estimate.add(len(images))
         found = [estimate.result() for estimate in estimates]
@@ -230,7 +234,7 @@ class Target:
     def _zeros(self, name: str, samples: int) -> list[Moments]:
         weight, groups = self.weights[f"{name}.weight"], groups_of(self.net.get_submodule(name))
         units = weight[0].numel()
-        products = torch.float64 if self.exact else products_dtype(samples, units, self.dtype)
+        products = self.products or products_dtype(samples, units, self.dtype)
         return [Moments.zeros(units, len(weight) // groups, products=products, device=weight.device)
                 for _ in range(groups)]
 
@@ -255,9 +259,9 @@ class Target:
         image = next(blocks(self.task, 1, self.dtype))
         found, recording = next(members.run(theirs, image))
         samples = {name: sum(rows.shape[1] for rows in every) * len(self.task.train) for name, every in found.items()}
-        each = recording.bytes + 2 * sum(rows.nbytes for every in found.values() for rows in every)
+        each = sum(rows.nbytes for every in found.values() for rows in every) + (recording.bytes if recording else 0)
         sums = [{name: self._zeros(name, count) for name, count in samples.items()} for _ in points]
-        for images in blocks(self.task, max(1, min(_BLOCK, _BLOCK_BYTES // each)), self.dtype):
+        for images in blocks(self.task, max(1, min(BLOCK, BLOCK_BYTES // each)), self.dtype):
             targets = {name: self._outputs(name, every)
                        for name, every in ours(self.weights, self.buffers, images).items()}
             for (found, _), totals in zip(members.run(theirs, images), sums, strict=True):

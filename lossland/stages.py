@@ -6,7 +6,7 @@ last. Dense, convolutional and residual networks differ in who reads what, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -185,7 +185,9 @@ def staged(net: nn.Module, a: Weights, b: Weights, task: Task, *, layers: Sequen
            progress: bool = False) -> Staged:
     """Return the staged path."""
     ridge = (RIDGE if scheme == "adjust" else BUTTERFLY_RIDGE) if ridge is None else ridge
-    refit = Refit(Target(net, a, task, patches=patches, exact=not ridge), tuple(layers), ridge)
+    # Without a ridge every direction above rounding counts, so rounding must be small.
+    target = Target(net, a, task, patches=patches, products=None if ridge else torch.float64)
+    refit = Refit(target, tuple(layers), ridge)
     choose("match_on", match_on, (None, "butterfly", "rows"))
     if not isinstance(matching, Mapping):
         choose("matching", matching, (None, "ot"))

@@ -4,10 +4,12 @@ import pytest
 import torch
 from conftest import make_task
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import conv2d, linear, relu
 from torch.testing import assert_close
 
 from lossland import adjust, least_squares, models
+from lossland import features as features_of_layers
 from lossland.adjust import adjusted, moments
 from lossland.evaluation import evaluate, predict
 from lossland.layers import Layer, permute
@@ -165,9 +167,9 @@ def test_no_block_holds_more_images_than_allowed(monkeypatch):
     whole, seen = moments(net, b, net.layers()[1], a, TASK), []
     plain = Moments.add
     monkeypatch.setattr(Moments, "add", lambda self, x, y: (seen.append(len(x)), plain(self, x, y)))
-    monkeypatch.setattr(adjust, "_BLOCK", 20)
+    monkeypatch.setattr(features_of_layers, "BLOCK", 20)
     assert_close(moments(net, b, net.layers()[1], a, TASK).gram, whole.gram)
-    monkeypatch.setattr(adjust, "_BLOCK_BYTES", 7 * 9 * 8)  # seven images of nine float64 units
+    monkeypatch.setattr(features_of_layers, "BLOCK_BYTES", 7 * 9 * 8)  # seven images of nine float64 units
     assert_close(moments(net, b, net.layers()[1], a, TASK).gram, whole.gram)
     list(adjust._along(net, segment(a, b), torch.tensor([0.0, 0.5]), layer=net.layers()[1], a=a, task=TASK,
                        products=torch.float64))
@@ -207,14 +209,24 @@ def test_moments_leave_the_network_as_it_was():
 
 
 def test_layers_that_are_no_plain_linear_map_are_refused():
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=2),
-                        nn.Conv2d(4, 2, 1, padding="same"))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, groups=2))
     weights = weights_of(net)
-    with pytest.raises(TypeError, match="layer '1' must be a linear or 2-D convolutional module, got BatchNorm2d"):
+    with pytest.raises(TypeError, match="layer '1' must be a linear or 2-D convolutional module to be adjusted, got B"):
         moments(net, weights, Layer("1", "x", "y"), weights, TASK)
-    for name in ("2", "3"):
-        with pytest.raises(ValueError, match=f"layer '{name}' must have groups=1, padding_mode='zeros' and padding"):
-            moments(net, weights, Layer(name, "x", "y"), weights, TASK)
+    with pytest.raises(ValueError, match="layer '2' must have groups=1, got 2"):
+        moments(net, weights, Layer("2", "x", "y"), weights, TASK)
+
+
+@pytest.mark.parametrize("kind", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"},
+                                  {"padding": (2, 1), "padding_mode": "reflect", "stride": (2, 1)}])
+def test_patches_are_padded_as_the_convolution_does(kind):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, **kind))
+    weights = {name: draws(*p.shape, seed=3) for name, p in weights_of(net).items()}
+    total = moments(net, weights, Layer("2", "hidden", None), weights, TASK)
+    images = TASK.prepare(TASK.train.images, torch.float64)
+    outputs = functional_call(net, {**weights, "2.bias": 0 * weights["2.bias"]}, (images,))
+    assert total.count == outputs[:, 0].numel()
+    assert_close(total.yy, outputs.square().sum())
 
 
 # Adjusted paths
