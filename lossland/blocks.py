@@ -13,6 +13,10 @@ from lossland.operations import RULES, Call, Rule, new_units
 _Norm = nn.modules.batchnorm._NormBase
 
 
+def _own(call: Call, part: str) -> str:
+    return f"{call.path}.{part}" if call.path else part
+
+
 def _dense(ledger: Ledger, call: Call, weight: str, bias: str | None) -> Value:
     value = call.first
     record = ledger.weight(weight, bias, value.labels[-1], new_units(call.result.shape[-1]))
@@ -85,7 +89,7 @@ def _attention(ledger: Ledger, call: Call) -> tuple[Value, Value | None]:
 
 
 def _embedding(ledger: Ledger, call: Call) -> Value:
-    record = ledger.weight(f"{call.path}.weight", None, None, new_units(call.result.shape[-1]), dim=1)
+    record = ledger.weight(_own(call, "weight"), None, None, new_units(call.result.shape[-1]), dim=1)
     return Value(call.result, (*call.first.labels, record.writes), writer=record)
 
 
@@ -94,20 +98,20 @@ def _prelu(ledger: Ledger, call: Call) -> Value:
     assert isinstance(module, nn.PReLU)
     label = value.labels[1] if len(value.shape) > 1 else None
     if module.num_parameters == 1:
-        ledger.each(str(call.path), label, tensors=()) if label else ledger.enter("parameter", f"{call.path}.weight")
+        ledger.each(str(call.path), label, tensors=()) if label else ledger.enter("parameter", _own(call, "weight"))
     else:
         label = ledger.each(str(call.path), label).writes
     return Value(call.result, (*value.labels[:1], label, *value.labels[2:]), norm=value.norm)
 
 
 def _linear_module(ledger: Ledger, call: Call) -> Value:
-    return _dense(ledger, call, f"{call.path}.weight", f"{call.path}.bias")
+    return _dense(ledger, call, _own(call, "weight"), _own(call, "bias"))
 
 
 def _conv_module(ledger: Ledger, call: Call) -> Value:
     module = call.module
     assert isinstance(module, nn.modules.conv._ConvNd)
-    return _convolved(ledger, call, (f"{call.path}.weight", f"{call.path}.bias"), groups=module.groups,
+    return _convolved(ledger, call, (_own(call, "weight"), _own(call, "bias")), groups=module.groups,
                       transposed=module.transposed)
 
 

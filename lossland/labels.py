@@ -157,7 +157,9 @@ def regroup(value: Value, shape: Sequence[int]) -> tuple[Label, ...]:
                     for size, run in zip(sizes, known, strict=True))
         if any(label is not None for label in rest) or not whole:
             fix(first, *rest)
-            found[give[0]] = tuple(run for label in (first, *rest) for run in label or ())
+            held = dict.fromkeys(axis for label in (first, *rest) for axis in roots(label))
+            for i in give:  # in an order of its own, but known to hold these units
+                found[i] = tuple(Run(axis, shape[i]) for axis in held)
         else:
             found[give[0]] = tuple(Run(run.axis, int(size)) for size, run in zip(sizes, known, strict=True))
     return tuple(found)

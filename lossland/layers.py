@@ -165,7 +165,8 @@ def verify(net: nn.Module, layers: Sequence[Layer], example: Tensor, *, seed: in
     for axis, (writers, readers) in axes(layers).items():
         # An axis that is contracted with itself (queries and keys of attention) has no reader, but is written twice.
         twice = sum(named(layer.writes).count(axis) for layer in writers) > 1
-        if not writers or not (readers or twice):
+        fixed = any(layer.fixed for layer in writers)
+        if not writers or not (readers or twice or fixed):
             raise ValueError(f"axis {axis!r} must have layers that write it and layers that read it, "
                              f"got writers {[w.module for w in writers]}, readers {[r.module for r in readers]}")
     generator = torch.Generator().manual_seed(seed)

@@ -143,9 +143,9 @@ class _Walk(Tracer):
         return bool(self._plainly(obj, "a condition"))
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
-        """Iterate over several results, or over the first dimension."""
+        """Iterate over the first dimension."""
         value = self.found[obj.node]
-        return iter([obj[i] for i in range(value.shape[0] if isinstance(value, Value) else len(value))])
+        return iter([obj[i] for i in range(value.shape[0])]) if isinstance(value, Value) else iter(value)
 
     def _plainly(self, obj: Proxy, what: str) -> Any:
         value = self.found[obj.node]
@@ -163,8 +163,11 @@ class _Walk(Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         given = map_aggregate((args, kwargs), self._value)
         self.found[proxy.node] = result = self._result(kind, target, *given)
-        held = any(True for _ in values_in(result)) or target is getattr
-        return proxy if held else result
+        if target is getattr:  # a proxy that fx makes for itself
+            return proxy
+        if type(result) in (tuple, list) and any(True for _ in values_in(result)):
+            return type(result)(proxy[i] for i in range(len(result)))
+        return proxy if any(True for _ in values_in(result)) else result
 
     def _value(self, one: Any) -> Any:
         if isinstance(one, Proxy):
@@ -201,6 +204,8 @@ class _Walk(Tracer):
     def _attribute(self, value: Any, name: str) -> Any:
         if name in ("T", "mT") and isinstance(value, Value):
             return self._result("call_method", "transpose", (value, -1, -2), {})
+        if name in ("values", "indices") and isinstance(value, tuple):
+            return value[name == "indices"]
         if name in ("data", "grad"):
             raise ValueError(f"forward uses .{name} of a tensor {self._where()}, which cannot be followed{BY_HAND}")
         return getattr(value.tensor if isinstance(value, Value) else value, name)
@@ -222,7 +227,8 @@ class _Walk(Tracer):
         if name in _DATA:
             raise ValueError(f"forward depends on the values of the data: {name} {self._where()}{BY_HAND}")
         name = name if name.startswith("__") else name.rstrip("_")
-        result = None if isinstance(module, nn.MultiheadAttention) else self._run(function, args, kwargs, path or name)
+        result = None if isinstance(module, nn.MultiheadAttention) else self._run(function, args, kwargs, (
+            f"module {path!r}, {module}," if module is not None else f"{name} {self._where()}"))
         call = Call(name, function, args, kwargs, result, path, module)
         if isinstance(module, nn.MultiheadAttention):
             query = call.first.tensor
@@ -235,7 +241,7 @@ class _Walk(Tracer):
             return function(*stripped(args), **stripped(kwargs))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             shapes = [value.shape for value in values_in((args, kwargs))]
-            raise ValueError(f"{what!r} {self._where()} cannot take inputs of shape {shapes}: {error}") from error
+            raise ValueError(f"{what} cannot take inputs of shape {', '.join(map(str, shapes))}: {error}") from error
         finally:
             self.running = False
 

@@ -156,11 +156,12 @@ def _runs(value: Reads | Writes, total: int, layer: Layer, widths: Sequence[int]
         raise ValueError(f"layer {layer.module!r} has several axes, {value}: take it from layers.axes(), which says "
                          "which one is meant")
     shares = list(widths) or [1] * len(value)
-    if total % sum(shares):
+    ends = [total * sum(shares[:i]) for i in range(len(shares) + 1)]
+    if any(end % sum(shares) for end in ends):
         raise ValueError(f"widths of layer {layer.module!r} must share out {total} entries among the axes {value}, "
                          f"got {tuple(widths)}")
-    scale = total // sum(shares)
-    return [(scale * sum(shares[:i]), scale * shares[i]) for i, name in enumerate(value) if name == layer.axis]
+    places = [end // sum(shares) for end in ends]
+    return [(places[i], places[i + 1] - places[i]) for i, name in enumerate(value) if name == layer.axis]
 
 
 def _norm_pieces(weights: Mapping[str, Tensor], norm: str | None, value: Reads | Writes, layer: Layer,

@@ -1,10 +1,26 @@
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lossland import models
-from lossland.layers import Layer, axes, check_cover, depths, gather, permute, scatter, verify
+from lossland.layers import (
+    Layer,
+    axes,
+    check_cover,
+    depths,
+    elementwise,
+    free_axes,
+    gather,
+    permute,
+    scatter,
+    tensor_name,
+    unit_count,
+    verify,
+)
 from lossland.weights import buffers_of, skeleton
 
 NETWORKS = {
@@ -139,3 +155,110 @@ def test_scatter_refuses_units_of_another_shape():
     (writers, readers), = axes(net.layers()).values()
     with pytest.raises(ValueError, match="shape \\(7, 75\\), got \\(7, 74\\)"):
         scatter(weights, torch.zeros(7, 74), writers, readers)
+
+
+# Layers at large ------------------------------------------------------------------------------------------------------
+
+class Joined(nn.Module):
+    """Two branches of unequal width, joined, normalised, flattened; a depth-wise convolution in one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.d = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.norm, self.z = nn.BatchNorm2d(7), nn.Linear(7 * 4, 5)
+
+    def forward(self, x):
+        return self.z(self.norm(torch.cat([self.a(x), self.d(self.b(x).relu())], 1)).relu().flatten(1))
+
+
+JOINED = [Layer("a", None, "a"), Layer("b", None, "b"), Layer("d", "b", "b"),
+          Layer("z", ("a", "b"), None, pre_norm="norm", widths=(12, 16))]
+
+
+def test_a_layer_may_read_a_concatenation():
+    net = Joined()
+    assert verify(net, JOINED, torch.randn(2, 1, 2, 2)) < 1e-9
+    weights, (writers, readers) = {**dict(net.named_parameters()), **buffers_of(net)}, axes(JOINED)["b"]
+    units = gather(weights, writers, readers)  # of channel 1 of b: number 4 of the norm, columns 16 to 19
+    parts = [net.b.weight[1], net.b.bias[1], net.d.weight[1], net.d.bias[1], net.norm.weight[4], net.norm.bias[4],
+             net.norm.running_mean[4], net.norm.running_var[4], net.z.weight[:, 16:20]]
+    assert_close(units[1], torch.cat([part.reshape(-1) for part in parts]), rtol=0, atol=0)
+    assert_close(scatter(weights, units, writers, readers), weights, rtol=0, atol=0)
+    assert [unit_count(weights, JOINED, axis) for axis in ("a", "b")] == [3, 4]
+    with pytest.raises(ValueError, match="leave the outputs unchanged"):
+        verify(net, [*JOINED[:3], Layer("z", ("b", "a"), None, pre_norm="norm", widths=(16, 12))], torch.randn(2, 1, 2, 2))
+
+
+@pytest.mark.parametrize("widths, message", [
+    ((12, 12, 4), "one number for each axis that it reads, \\('a', 'b'\\), got \\(12, 12, 4\\)"),
+    ((1, 2), "must share out .* entries among the axes \\('a', 'b'\\), got \\(1, 2\\)"),
+])
+def test_widths_that_do_not_fit_are_refused(widths, message):
+    with pytest.raises(ValueError, match=message):
+        layers = [*JOINED[:3], Layer("z", ("a", "b"), None, pre_norm="norm", widths=widths)]
+        verify(Joined(), layers, torch.randn(2, 1, 2, 2))
+
+
+def test_a_layer_of_several_axes_must_come_from_axes():
+    weights = dict(Joined().named_parameters())
+    with pytest.raises(ValueError, match="'z' has several axes, .* take it from layers.axes()"):
+        gather(weights, (JOINED[0],), (JOINED[3],))
+    assert axes(JOINED)["a"][1][0] == JOINED[3] and axes(JOINED)["a"][1][0].axis == "a"
+
+
+def test_a_depth_wise_layer_has_no_columns():
+    weights = dict(Joined().named_parameters())
+    assert [elementwise(weights, layer) for layer in JOINED] == [False, False, True, False]
+    square = nn.Linear(3, 3)
+    assert not elementwise({"q.weight": square.weight}, Layer("q", "h", "h"))
+
+
+def test_fixed_axes_are_known_but_never_permuted():
+    layers = [Layer("a", None, "a", fixed=True), *JOINED[1:]]
+    assert free_axes(layers) == ["b"] and list(axes(layers)) == ["a", "b"]
+    assert verify(Joined(), layers, torch.randn(2, 1, 2, 2)) < 1e-9
+    with pytest.raises(ValueError, match="must leave out 'a': the order of its units matters"):
+        permute(dict(Joined().named_parameters()), layers, {"a": torch.tensor([1, 0, 2])})
+
+
+def test_equal_permutations_of_two_axes_do_not_hide_a_mistake():
+    # Two units can only change places: were all axes permuted at once, the two norms would be permuted alike.
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 3))
+    right = [Layer("0", None, "h", norm="1"), Layer("2", "h", "k", norm="3"), Layer("4", "k", None)]
+    wrong = [Layer("0", None, "h", norm="3"), Layer("2", "h", "k", norm="1"), Layer("4", "k", None)]
+    assert verify(net, right, torch.randn(4, 3)) < 1e-9
+    with pytest.raises(ValueError, match="permuting axis 'h' must leave the outputs unchanged"):
+        verify(net, wrong, torch.randn(4, 3))
+
+
+def test_single_parameters_and_packed_ones_have_rows():
+    weights = {"token": torch.arange(6.0).reshape(1, 1, 6), "gain": torch.tensor(2.0),
+               "attention.in_proj_weight": torch.arange(24.0).reshape(12, 2), "attention.in_proj_bias": torch.arange(12.0)}
+    packed = Layer("attention.in_proj", "s", ("q", "q", "v"))
+    assert tensor_name(weights, packed) == "attention.in_proj_weight"
+    assert tensor_name(weights, Layer("token", None, "s", dim=2), "bias") is None
+    assert gather(weights, (Layer("token", None, "s", dim=2),)).tolist() == [[float(i)] for i in range(6)]
+    assert gather(weights, (Layer("gain", None, "s"),)).shape == (1, 1)
+    assert gather(weights, (packed,)).shape == (12, 3)  # on its own: all rows
+    units = gather(weights, *[axes([packed])["q"][0]])  # queries and keys of each unit
+    assert units[1].tolist() == [2.0, 3.0, 10.0, 11.0, 1.0, 5.0]
+    moved = scatter(weights, units.flip(0), axes([packed])["q"][0])
+    assert moved["attention.in_proj_bias"].tolist() == [3, 2, 1, 0, 7, 6, 5, 4, 8, 9, 10, 11]
+
+
+def test_scatter_into_a_part_of_a_tensor_passes_gradients():
+    weights = {"attention.in_proj_weight": torch.zeros(12, 2)}
+    writers, _ = axes([Layer("attention.in_proj", "s", ("q", "q", "v"))])["v"]
+    units = torch.ones(4, 2, requires_grad=True)
+    moved = scatter(weights, units, writers)["attention.in_proj_weight"]
+    (moved * torch.arange(24.0).reshape(12, 2)).sum().backward()
+    assert units.grad is not None and units.grad.tolist() == [[16, 17], [18, 19], [20, 21], [22, 23]]
+    assert weights["attention.in_proj_weight"].sum() == 0 and moved.sum() == 8
+
+
+def test_a_layer_survives_json_and_shows_what_is_set():
+    layer = axes(JOINED)["a"][1][0]
+    back = Layer(**json.loads(json.dumps(asdict(layer))))
+    assert back == layer and hash(back) == hash(layer) and back.axis == "a"
+    assert repr(JOINED[3]) == "Layer('z', ('a', 'b'), None, pre_norm='norm', widths=(12, 16))"
+    assert eval(repr(JOINED[3])) == JOINED[3]
