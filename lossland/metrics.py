@@ -1,7 +1,8 @@
 """Numbers that describe a network's outputs and a path: loss, accuracy, calibration, distance, barrier, length.
 
 Metrics of outputs take a leading batch of any shape, for instance (T, n, C) for T points of a path; they average over
-the n images and keep the leading axes. Fractions, never per cent; nats, never bits.
+the n images and keep the leading axes. Loss, accuracy and calibration of words take (..., n, C, L) with labels (n, L),
+and average over the n L words. Fractions, never per cent; nats, never bits.
 """
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossland.errors import choose
+from lossland.targets import flatten
+from lossland.targets import perplexity as perplexity  # a metric like those here
 
 BARRIERS = ("line", "mean", "worse")
 
@@ -30,6 +33,7 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
         TypeError: Scores that are not floating point, labels that are not integers.
         ValueError: Shapes that do not fit, no images, a label outside the classes.
     """
+    logits, labels = flatten(logits, labels)
     _check(logits, labels, "logits")
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     index = labels.long().to(scores.device).unsqueeze(-1).expand(*scores.shape[:-1], 1)
@@ -52,6 +56,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: As `nll`.
     """
+    logits, labels = flatten(logits, labels)
     _check(logits, labels, "logits")
     hits = _hits(*logits.max(-1), labels)
     return hits.to(torch.promote_types(logits.dtype, torch.float32)).mean(-1)
@@ -78,6 +83,7 @@ def ece(probabilities: Tensor, labels: Tensor, bins: int = 20) -> Tensor:
     """
     if not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be an int >= 1, got {bins!r}")
+    probabilities, labels = flatten(probabilities, labels)
     _check(probabilities, labels, "probabilities")
     _check_probabilities(probabilities, "probabilities")
     confidence, choice = probabilities.max(-1)

@@ -21,7 +21,8 @@ def flatten(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: (n,) or (n, L, ...) classes.
 
     Returns:
-        (..., N, C) logits and (N,) labels, N = n * L * ...; with one label per input they are returned as they came.
+        (..., N, C) logits and (N,) labels, N = n * L * ...; with one label per input they are returned as they came,
+        and so are shapes that do not fit, for whoever uses them to refuse.
 
     Examples:
         >>> logits, labels = flatten(torch.zeros(7, 5, 100, 35), torch.zeros(5, 35))
@@ -29,7 +30,7 @@ def flatten(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ((7, 175, 100), (175,))
     """
     more = labels.ndim - 1
-    if not more:
+    if more < 1 or logits.shape[-more:] != labels.shape[1:] or logits.shape[: -1 - more][-1:] != labels.shape[:1]:
         return logits, labels
     logits = logits.movedim(-1 - more, -1)  # (..., n, L, ..., C): free for networks whose last layer wrote it so
     return logits.flatten(-2 - more, -2), labels.flatten()

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from lossland.evaluation import evaluate, predict
 from lossland.families import bezier, point
 from lossland.figures import plot_path
-from lossland.metrics import accuracy, nll
+from lossland.metrics import accuracy, ece, nll
 from lossland.models import build, initial_weights
 from lossland.paths import segment
 from lossland.recipes import endpoints, network, recipe_for
@@ -137,9 +137,21 @@ def test_flatten_keeps_every_logit_with_its_label() -> None:
         torch.testing.assert_close(cross_entropy(flat[t], targets), cross_entropy(logits[t], labels))
 
 
-def test_flatten_leaves_one_label_per_image_alone() -> None:
-    logits, labels = torch.randn(3, 5, 11), torch.randint(11, (5,))
+@pytest.mark.parametrize(("logits", "labels"), [((3, 5, 11), (5,)), ((5, 11), (5, 1)), ((4, 11, 2), (5, 2)),
+                                                ((5, 11), (5, 11)), ((11,), ())])
+def test_flatten_leaves_one_label_per_image_and_what_does_not_fit_alone(logits: tuple, labels: tuple) -> None:
+    logits, labels = torch.randn(logits), torch.randint(11, labels)
     assert all(ours is theirs for ours, theirs in zip(flatten(logits, labels), (logits, labels), strict=True))
+
+
+def test_metrics_of_words_are_averages_over_words() -> None:
+    logits, labels = torch.randn(3, 5, 11, 4, dtype=torch.float64), torch.randint(11, (5, 4))
+    flat = flatten(logits, labels)
+    torch.testing.assert_close(nll(logits, labels), torch.stack([cross_entropy(one, labels) for one in logits]))
+    torch.testing.assert_close(accuracy(logits, labels), (logits.argmax(2) == labels).double().mean((1, 2)))
+    torch.testing.assert_close(ece(logits.softmax(2), labels), ece(flat[0].softmax(-1), flat[1]))
+    with pytest.raises(ValueError, match=r"labels must have shape \(11,\) to fit logits \(5, 11, 4\), got \(5, 3\)"):
+        nll(logits[0], labels[:, :3])
 
 
 def test_perplexity_of_uniform_guesses_is_the_size_of_the_vocabulary(task: Task, net: nn.Module) -> None:
@@ -179,7 +191,7 @@ def test_planted_text_is_learned(task: Task, net: nn.Module) -> None:
     done = fit(net, point(draw(net, 0)), task, Recipe(epochs=30, lr=0.3, batch_size=8))
     logits = predict(net, done.family.points[0], task)
     assert logits.shape == (7, CYCLE, 8)
-    scores = flatten(logits, task.test.labels)
+    scores = logits, task.test.labels
     assert float(perplexity(nll(*scores))) < 1.05 and float(accuracy(*scores)) == 1.0
     assert done.history.accuracy.iloc[-1] == 1.0 and perplexity(done.history.loss).iloc[-1] < 1.05
 
@@ -228,7 +240,7 @@ def test_curve_has_exact_ends_and_moves_its_bend(task: Task, net: nn.Module) -> 
     for t, weights in ((0.0, a), (1.0, b)):
         for split in ("train", "test"):
             row = table[(table.t == t) & (table.split == split)].iloc[0]
-            scores = flatten(predict(net, weights, task, split), task.split(split).labels)
+            scores = predict(net, weights, task, split), task.split(split).labels
             assert row.nll == pytest.approx(float(nll(*scores)), rel=1e-6)
             assert row.accuracy == pytest.approx(float(accuracy(*scores)))
     torch.testing.assert_close(curve.points[0], a, rtol=0, atol=0)
@@ -264,5 +276,5 @@ def test_language_model_of_python_documentation_beats_single_words() -> None:
     weights = fit(net, point(draw(net, 0)), task, Recipe(epochs=6, lr=2.0, batch_size=16)).family.points[0]
     counts = torch.bincount(task.train.labels.flatten(), minlength=60) + 1.0
     single = (counts / counts.sum()).log().expand(task.test.labels.numel(), 60)
-    ours = float(nll(*flatten(predict(net, weights, task), task.test.labels)))
+    ours = float(nll(predict(net, weights, task), task.test.labels))
     assert perplexity(ours) < 0.9 * perplexity(float(nll(single, task.test.labels.flatten())))
