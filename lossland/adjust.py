@@ -88,7 +88,7 @@ def _shared_moments(leg: Mix, coefficients: Tensor, a: Weights, task: Task, prod
 
 
 def _along(net: nn.Module, path: Path, t: Tensor, *, layer: Layer, a: Weights, task: Task,
-           products: torch.dtype) -> Iterator[Moments]:
+           products: torch.dtype, patches: int | None = None) -> Iterator[Moments]:
     """Yield the moments at each t of a path, t increasing."""
     fused = isinstance(net, MLP) and len(net.linear) == 2
     leg, s = path.locate(t)
@@ -102,7 +102,7 @@ def _along(net: nn.Module, path: Path, t: Tensor, *, layer: Layer, a: Weights, t
         else:
             for one in where.tolist():
                 moved = {name: tensor[0] for name, tensor in piece(torch.tensor([one], dtype=torch.float64)).items()}
-                yield moments(net, moved, layer, a, task, products=products)
+                yield moments(net, moved, layer, a, task, patches=patches, products=products)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +125,7 @@ class _Problem:
     a: Weights
     task: Task
     ridge: float
+    patches: int | None
 
     def points(self, path: Path, t: Tensor, *, progress: bool) -> Iterator[tuple[Weights, Solution]]:
         """Yield the adjusted point and its solution at each t (T,), increasing."""
@@ -132,7 +133,8 @@ class _Problem:
         units = self.a[weight].flatten(1).shape[1]
         # Without a ridge every direction above rounding counts, so rounding must be small.
         products = features.products_dtype(len(self.task.train), units, _dtype(self.a)) if self.ridge else torch.float64
-        sums = _along(self.net, path, t, layer=self.layer, a=self.a, task=self.task, products=products)
+        sums = _along(self.net, path, t, layer=self.layer, a=self.a, task=self.task, products=products,
+                      patches=self.patches)
         for one, each in zip(t.tolist(), tqdm(sums, "adjust", len(t), unit="knot", disable=not progress), strict=True):
             found = solve(each, ridge=self.ridge)
             adjusted = found.weight.to(self.a[weight].dtype).reshape(self.a[weight].shape)
@@ -158,7 +160,8 @@ class _Everywhere:
 
 @torch.no_grad()
 def adjusted(net: nn.Module, path: Path, a: Weights, b: Weights, task: Task, *, layers: Sequence[Layer] | None = None,
-             knots: int = 11, ridge: float | None = None, solve: str = "knots", progress: bool = False) -> Adjusted:
+             knots: int = 11, ridge: float | None = None, patches: int | None = None, solve: str = "knots",
+             progress: bool = False) -> Adjusted:
     """Return a path from `a` to `b` that moves the first layer as `path` does and adjusts the layer behind it.
 
     Legs: W2(A) -> W2(0); straight pieces between the knots; W2(1) -> W2(B). At a knot at t, W2(t) solves
@@ -175,6 +178,7 @@ def adjusted(net: nn.Module, path: Path, a: Weights, b: Weights, task: Task, *, 
         knots: number of equidistant t with a solution, 0 and 1 included; rounded up so that every leg boundary of the
             path is a knot.
         ridge: relative to the mean eigenvalue of X X^T; None: 1e-7 at knots, 0 everywhere.
+        patches: see `moments`.
         solve: "knots"; or "everywhere": solve again at every point that is asked for (AY20's released code evaluates
             only such points). It need not be continuous, and costs passes over the data at each point.
         progress: show a line.
@@ -191,7 +195,8 @@ def adjusted(net: nn.Module, path: Path, a: Weights, b: Weights, task: Task, *, 
     layer = _reader(net.layers() if layers is None else layers)
     check_match(a, b)
     _check_ends(path, a, b, layer)
-    problem = _Problem(net, layer, a, task, (0.0 if solve == "everywhere" else RIDGE) if ridge is None else ridge)
+    ridge = (0.0 if solve == "everywhere" else RIDGE) if ridge is None else ridge
+    problem = _Problem(net, layer, a, task, ridge, patches)
     t = path.grid(math.ceil((knots - 1) / len(path.legs)) + 1)
     t = t if solve == "knots" else t[[0, -1]]
     solved = list(problem.points(path, t, progress=progress))

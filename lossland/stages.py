@@ -6,7 +6,7 @@ last. Dense, convolutional and residual networks differ in who reads what, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -50,6 +50,19 @@ def bare(readers: Sequence[Layer]) -> list[Layer]:
     return [replace(reader, pre_norm=None) for reader in readers]
 
 
+def ordered_writers(writers: Sequence[Layer], order: Collection[str], matched: Collection[str]) -> list[Layer]:
+    """Return the layers, of those that write an axis, whose own inputs are in order already.
+
+    A stream has several writers; the later ones read units that are put in order after the stream's.
+
+    Args:
+        writers: of the axis.
+        order: axes that have been put in order.
+        matched: axes that are or will be.
+    """
+    return [layer for layer in writers if all(read in order or read not in matched for read in named(layer.reads))]
+
+
 class _Course:
     """The way from A to B as far as it has been built."""
 
@@ -86,15 +99,11 @@ class _Course:
         return (*groups, ((front,), ())) if front and f"{front.module}.weight" in self.now else groups
 
     def match(self, k: int, readers: Sequence[Layer], *, final: bool = False) -> None:
-        """Put the units of B that layer k writes into the order of the present ones, once for each axis.
-
-        Writers whose own inputs have no order yet do not count: a stream's later ones.
-        """
+        """Put the units of B that layer k writes into the order of the present ones, once for each axis."""
         for axis in named(self.layers[k].writes):
             if axis not in self.matched or axis in self.order:
                 continue
-            writers = [layer for layer in self.axes[axis][0]
-                       if all(read in self.order or read not in self.matched for read in named(layer.reads))]
+            writers = ordered_writers(self.axes[axis][0], self.order, self.matched)
             columns = []
             if self.match_on == "butterfly" and self.layers[k].writes == axis:
                 columns = [reader for reader in self.axes[axis][1] if reader in readers]
@@ -131,7 +140,8 @@ class _Course:
         names = names_of(layer, self.now)
         ends = [{name: weights[name] for name in names} for weights in (self.now, self.goal)]
         moved = carried(*ends, self.samples(k, ()), self.move)(torch.linspace(0, 1, knots, dtype=torch.float64))
-        inside = [{**self.now, **{name: rows[i].clone() for name, rows in moved.items()}} for i in range(1, knots - 1)]
+        inside = [{**self.now, **{name: rows[i].clone() for name, rows in moved.items()}}
+                  for i in range(1, knots - 1)]
         points = [dict(self.now), *inside, self.switched([layer])]
         for i, found in enumerate(self.refit.solve(points, readers)):
             self._note(len(self.legs) + i + 1, found)
@@ -183,7 +193,42 @@ def staged(net: nn.Module, a: Weights, b: Weights, task: Task, *, layers: Sequen
            matching: str | Mapping[str, Tensor] | None = None, match_on: str | None = None, move: str | Move = "linear",
            scheme: str = "adjust", knots: int = 11, ridge: float | None = None, patches: int | None = None,
            progress: bool = False) -> Staged:
-    """Return the staged path."""
+    """Return the path on which layers move from `a` to `b` one after the other, whatever the kind of network.
+
+    With the scheme "adjust" the stage of a hidden layer has a leg on which the later readers of its units are refitted
+    to A's outputs, then straight legs between knots at which the layer's rows have moved on and its readers are solved
+    for again, in order; after it the layer is B's. The output layer comes last, alone: the loss is convex there. With
+    "butterfly" a stage is one leg, on which rows and the readers' columns move to the next intermediate point, whose
+    columns are solved for; the stage of the last hidden layer leads to B with the output layer (the paper skips the
+    last intermediate point).
+
+    A reader that is no linear map of its own (a depth-wise convolution, attention) is not refitted: it is switched in a
+    stage of its own, and the readers behind it are refitted in its stead.
+
+    Args:
+        net: the network.
+        a, b: the ends, of equal names and shapes.
+        task: its training images are used, without augmentation.
+        layers: the network's layers, in forward order.
+        matching: None, "ot", or unit axis -> permutation. "ot" matches rows ("adjust") or butterflies, layer by layer:
+            those of the present point, whose inputs are B's already, with B's. An axis is matched once, on the writers
+            whose inputs are in order by then; axes whose order matters are left as they are.
+        match_on: "butterfly" or "rows"; None: butterflies with the scheme "butterfly".
+        move: "linear", "arc" (about the mean of a layer's pooled units), or any `Move`.
+        scheme: "adjust" or "butterfly".
+        knots: number of equidistant points with a solution in each stage of "adjust", its ends included.
+        ridge: relative to the mean eigenvalue of X X^T; None: 1e-7 with "adjust", 1e-2 with "butterfly", where the
+            columns that are solved for are moved and matched, too, so that their size matters.
+        patches: of an image, that a convolution is fitted on. None: all of them; 4: two by two, half a map apart.
+        progress: show a line.
+
+    Raises:
+        ValueError: for an unknown choice, knots < 2, a negative ridge, or a `Move` that does not start and end at the
+            units.
+
+    Source: AY20 section 4.1, Fig. 4; convolutions and skip connections: section 4.2, left undone there. Biases and the
+        permutation at the end are ours: the released code's paths jump, and stop at the permuted B.
+    """
     ridge = (RIDGE if scheme == "adjust" else BUTTERFLY_RIDGE) if ridge is None else ridge
     # Without a ridge every direction above rounding counts, so rounding must be small.
     target = Target(net, a, task, patches=patches, products=None if ridge else torch.float64)

@@ -63,7 +63,7 @@ ARCHITECTURES = {
     "bottleneck": Bottleneck,
 }
 METHODS = {
-    "linear": (None, "linear", "rows"), "arc": (None, "arc", "rows"),
+    "linear": (None, "linear", "rows"), "arc": (None, "arc", "rows"), "ot": ("ot", "linear", "rows"),
     "linear + butterfly": (None, "linear", "butterfly"), "arc + butterfly": (None, "arc", "butterfly"),
     "ot + butterfly": ("ot", "linear", "butterfly"),
     "linear + wa": (None, "linear", "adjust"), "arc + wa": (None, "arc", "adjust"), "ot + wa": ("ot", "linear", "adjust"),
@@ -351,6 +351,15 @@ def test_more_data_than_units_leave_better_paths_than_the_straight_line():
     gaps = [float((predict(built("fc3"), joined_at, task) - expected).norm() / expected.norm())
             for joined_at in (path.point(path.stages.t1[0] / 2), joined("fc3", "linear").point(0.5))]
     assert gaps[0] < 0.7 * gaps[1]
+
+
+def test_a_network_without_a_layer_list_is_traced():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+    net.layers = nn.Identity()  # not a method that returns a list
+    a, b = (models.initial_weights(net, torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2))
+    path = connect(net, a, b, task=TASK, matching="ot", scheme="adjust", knots=2)
+    assert path.stages.module[:3].tolist() == ["1", "3", "5"]
+    assert all(torch.equal(path.point(1.0)[name], tensor) for name, tensor in b.items())
 
 
 def test_wrong_questions_are_answered_by_name():
