@@ -138,7 +138,7 @@ def test_flatten_keeps_every_logit_with_its_label() -> None:
 
 
 @pytest.mark.parametrize(("logits", "labels"), [((3, 5, 11), (5,)), ((5, 11), (5, 1)), ((4, 11, 2), (5, 2)),
-                                                ((5, 11), (5, 11)), ((11,), ())])
+                                                ((5, 11), (5, 11)), ((5, 11, 3), (5, 2)), ((11,), ())])
 def test_flatten_leaves_one_label_per_image_and_what_does_not_fit_alone(logits: tuple, labels: tuple) -> None:
     logits, labels = torch.randn(logits), torch.randint(11, labels)
     assert all(ours is theirs for ours, theirs in zip(flatten(logits, labels), (logits, labels), strict=True))
