@@ -11,15 +11,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm
 from matplotlib.patches import Ellipse
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lossland.contours import plot_plane
 from lossland.errors import choose
-from lossland.pictures import COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, read, settle
+from lossland.pictures import (COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, pairs, read,
+                               settle)
+
+__all__ = ["BANDS", "plot_clouds", "plot_path", "plot_plane"]
 
 BANDS = ("range", "deviation", "none")
 _REPEATS = ("pair", "seed")
@@ -28,7 +30,8 @@ _MOST_LEGS = 12  # more boundaries than that are a grey wall, not information
 
 @matplotlib.rc_context(STYLE)
 def plot_path(frames: Mapping[str, pd.DataFrame] | pd.DataFrame, *, metric: str = "accuracy", band: str = "range",
-              split: str | Sequence[str] = "test", ends: bool = True, log: bool = False) -> Picture:
+              split: str | Sequence[str] = "test", ends: bool = True, log: bool = False,
+              stages: pd.DataFrame | None = None) -> Picture:
     """Draw a metric along t for one or several paths.
 
     A table with a column `pair` or `seed` holds repeats: the line is their mean over the same t, the band their
@@ -43,6 +46,8 @@ def plot_path(frames: Mapping[str, pd.DataFrame] | pd.DataFrame, *, metric: str 
         ends: Draw the mean of the end points of all paths as a dotted line, per split.
         band: "range", "deviation" or "none".
         log: Logarithmic vertical axis.
+        stages: `Staged.stages` of a path, or of paths with equal stages: stages are marked instead of legs, and the
+            layer that moves is written above each.
 
     Returns:
         The figure, 5.2 inches wide.
@@ -73,8 +78,10 @@ def plot_path(frames: Mapping[str, pd.DataFrame] | pd.DataFrame, *, metric: str 
     if max(counts) > 1 and band != "none":
         note = {"range": "minimum to maximum", "deviation": "one deviation each way"}[band]
         axes.fill_between([], [], color="0.5", alpha=0.3, lw=0, label=note)
-    for place in _boundaries(tables.values()):
+    for place in _boundaries(tables.values()) if stages is None else stages["t0"].iloc[1:]:
         axes.axvline(place, color="0.72", lw=0.8, zorder=0)
+    if stages is not None:
+        _name_stages(axes, stages)
     if log:
         _log_axis(axes)
     mean = f", mean of {' or '.join(map(str, sorted(counts)))}" if max(counts) > 1 else ""
@@ -82,55 +89,6 @@ def plot_path(frames: Mapping[str, pd.DataFrame] | pd.DataFrame, *, metric: str 
     axes.set(xlabel="t (position on the path)", ylabel=which + METRICS[metric].label + mean)
     axes.margins(x=0.02)
     legend(figure)
-    return settle(figure)
-
-
-@matplotlib.rc_context(STYLE)
-def plot_plane(frame: pd.DataFrame, *, metric: str = "nll", levels: int | Sequence[float] = 8,
-               path_xy: Mapping[str, ArrayLike | Tensor] | None = None) -> Picture:
-    """Draw filled contours of a metric over a plane of weight space, with logarithmic levels.
-
-    The levels lie at m + d, d in geometric progression, m the best value on the plane: steps are fine near the optima
-    and coarse far away. Dark is good. Cells that are missing, NaN or infinite stay hatched.
-
-    Args:
-        frame: Columns x, y [l2 distance in weight space] of a regular grid, rows in any order, and the metric;
-            `frame.attrs["points"]`, name -> (x, y), are marked where given.
-        metric: "nll" (nats), "perplexity" (of texts), "accuracy", "error" or "ece" (drawn in per cent).
-        path_xy: Name -> (n, 2) in-plane coordinates of a curve to draw.
-        levels: Number of levels, or their increasing values in the units drawn.
-
-    Returns:
-        The figure, with equal scales along x and y.
-
-    Raises:
-        ValueError: An unknown metric, a missing column, fewer than 2 x 2 cells, a cell given twice, no finite cell,
-            levels < 2 or not increasing, a curve that is not (n, 2).
-
-    Source: G18 Figure 1 and appendix A.4.
-    """
-    choose("metric", metric, [name for name in METRICS if name != "distance"])
-    x, y, values = _cells(frame, metric)
-    edges = _levels(values, levels, falling=metric == "accuracy")
-    panel = (WIDTH - 1.8) * float((y[-1] - y[0]) / (x[-1] - x[0]))  # inches: equal scales, no white strips
-    figure, [[axes]] = canvas(WIDTH, min(max(panel, 1.5), 6) + (1.1 if path_xy else 0.75))
-    axes.set_facecolor("0.85")
-    axes.patch.set(hatch="//", edgecolor="0.6")
-    filled = axes.contourf(x, y, values, edges, cmap="viridis_r" if metric == "accuracy" else "viridis", extend="both",
-                           norm=BoundaryNorm(edges, 256, extend="both"))
-    axes.contour(x, y, values, edges, colors="white", linewidths=0.4, alpha=0.6)
-    bar = figure.colorbar(filled, ax=axes, ticks=edges, spacing="uniform")
-    bar.ax.set_yticks(edges, [f"{edge:#.3g}".rstrip(".") for edge in edges])
-    bar.set_label(" ".join(filter(None, [str(frame.attrs.get("split", "")), METRICS[metric].label])))
-    for number, (name, curve) in enumerate((path_xy or {}).items()):
-        way = _pairs(curve, f"path_xy[{name!r}]")
-        axes.plot(way[:, 0], way[:, 1], color="white", lw=2, ls=DASHES[number % len(DASHES)], label=name,
-                  path_effects=[withStroke(linewidth=3.6, foreground="black")])
-    _mark(axes, frame.attrs.get("points", {}), x, y)
-    axes.set(aspect="equal", xlabel="x in the plane (l2 distance)", ylabel="y in the plane (l2 distance)")
-    axes.locator_params(nbins=6)
-    if path_xy:
-        legend(figure, columns=3)
     return settle(figure)
 
 
@@ -164,7 +122,7 @@ def plot_clouds(clouds: Mapping[str, Sequence[ArrayLike | Tensor]], times: Seque
             raise ValueError(f"clouds[{name!r}] must hold one array per time, {len(times)}, got {len(samples)}")
         start = None
         for axes, sample, time in zip(row, samples, times, strict=True):
-            xy = _pairs(sample, f"clouds[{name!r}] at t = {time:g}")
+            xy = pairs(sample, f"clouds[{name!r}] at t = {time:g}")
             start = xy if start is None else start
             axes.plot(xy[:, 0], xy[:, 1], ".", ms=3, color=COLOURS[0], alpha=0.5, mew=0, zorder=1)
             axes.add_patch(_ellipse(xy, COLOURS[1], "-", "one deviation at t"))
@@ -173,7 +131,7 @@ def plot_clouds(clouds: Mapping[str, Sequence[ArrayLike | Tensor]], times: Seque
         row[0].set_ylabel(name, fontsize=size)
     for axes, time in zip(grid[0], times, strict=True):
         axes.set_title(f"t = {time:g}", fontsize=size)
-    every = np.concatenate([_pairs(sample, "clouds") for samples in clouds.values() for sample in samples])
+    every = np.concatenate([pairs(sample, "clouds") for samples in clouds.values() for sample in samples])
     middle = every.mean(0)
     reach = np.quantile(np.abs(every - middle), 0.995)
     for row in grid:
@@ -221,6 +179,17 @@ def _boundaries(frames: Iterable[pd.DataFrame]) -> list[float]:
     return sorted({leg / count for count in counts if count <= _MOST_LEGS for leg in range(1, count)})
 
 
+def _name_stages(axes: Axes, stages: pd.DataFrame) -> None:
+    words = {"permutation": "order", "output": "output"}
+    names = [words.get(kind, module) for kind, module in zip(stages["kind"], stages["module"], strict=True)]
+    above = axes.secondary_xaxis("top")
+    crowd = len(names) > 4 or max(map(len, names)) > 12
+    turn, size = (90, 8) if crowd else (0, 9.5)
+    above.set_xticks((stages["t0"] + stages["t1"]) / 2, names, rotation=turn, fontsize=size)
+    above.tick_params(length=0)
+    above.spines["top"].set_visible(False)
+
+
 def _log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -228,60 +197,6 @@ def _log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high < 1000 * low else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _cells(frame: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray, np.ma.MaskedArray]:
-    values = read(frame, metric, "frame", ("x", "y"))
-    # Coordinates that differ by rounding only are one column of the grid.
-    x, y = (frame[key].astype(float) for key in ("x", "y"))
-    x, y = (axis.round(int(9 - np.ceil(np.log10(max(axis.abs().max(), 1e-9))))) for axis in (x, y))
-    twice = pd.DataFrame({"x": x, "y": y}).duplicated()
-    if twice.any():
-        came = f"x = {x[twice].iloc[0]:g}, y = {y[twice].iloc[0]:g}"
-        raise ValueError(f"frame must give every cell once, got {came} twice")
-    grid = pd.DataFrame({"x": x, "y": y, "value": values}).pivot(index="y", columns="x", values="value")
-    if min(grid.shape) < 2:
-        raise ValueError(f"frame must hold at least 2 x 2 cells, got {grid.shape[1]} x {grid.shape[0]}")
-    table = np.ma.masked_invalid(grid.to_numpy())
-    if table.mask.all():
-        raise ValueError(f"frame must hold a finite {METRICS[metric].column}, got none")
-    return grid.columns.to_numpy(), grid.index.to_numpy(), table
-
-
-def _levels(values: np.ma.MaskedArray, levels: int | Sequence[float], *, falling: bool) -> np.ndarray:
-    if not isinstance(levels, int):
-        given = np.asarray(levels, dtype=float)
-        if given.size < 2 or (np.diff(given) <= 0).any():
-            raise ValueError(f"levels must be at least two increasing values, got {list(levels)}")
-        return given
-    if levels < 2:
-        raise ValueError(f"levels must be >= 2, got {levels}")
-    known = values.compressed()
-    away = known.max() - known if falling else known - known.min()
-    far = float(np.quantile(away, 0.95)) or float(away.max())
-    if far == 0:
-        far = 1e-3 * max(1.0, abs(float(known[0])))
-    near = max(float(np.quantile(away, 0.01)), far * 1e-3)
-    steps = np.geomspace(min(near, far / 10), far, levels)
-    return known.max() - steps[::-1] if falling else known.min() + steps
-
-
-def _mark(axes: Axes, points: Mapping[str, Sequence[float]], x: np.ndarray, y: np.ndarray) -> None:
-    outline = [withStroke(linewidth=3, foreground="black")]
-    for name, (across, up) in points.items():
-        axes.plot(across, up, "o", ms=7, mfc="white", mec="black", mew=1.2, zorder=5)
-        # Away from the nearer edge, so that no label leaves the panel.
-        right, top = across > (x[0] + x[-1]) / 2, up > (y[0] + y[-1]) / 2
-        axes.annotate(name, (across, up), xytext=(-7 if right else 7, -8 if top else 8), textcoords="offset points",
-                      ha="right" if right else "left", va="top" if top else "bottom", color="white", zorder=6,
-                      path_effects=outline)
-
-
-def _pairs(value: ArrayLike | Tensor, name: str) -> np.ndarray:
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
-    if array.ndim != 2 or array.shape[1] != 2 or len(array) < 2 or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite with shape (n, 2), n >= 2, got shape {array.shape}")
-    return array
 
 
 def _ellipse(xy: np.ndarray, colour: str, dash: Any, label: str) -> Ellipse:

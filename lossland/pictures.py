@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image
+from torch import Tensor
 
 # Each has a contrast of at least 3 : 1 against white; the first two also against both backgrounds of the dark theme.
 COLOURS = ("#0072b2", "#c24c00", "#00785a", "#9a4d86", "#4d4d4d")
@@ -147,3 +149,21 @@ def settle(figure: Picture) -> Picture:
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
+
+
+def pairs(value: ArrayLike | Tensor, name: str) -> np.ndarray:
+    """Return points in the plane as an array (n, 2).
+
+    Args:
+        value: (n, 2), or a table with columns x and y.
+        name: What the caller calls it, for the message.
+
+    Raises:
+        ValueError: Another shape, fewer than two points, NaN or infinite coordinates.
+    """
+    if isinstance(value, pd.DataFrame):
+        value = value[["x", "y"]]
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
+    if array.ndim != 2 or array.shape[1] != 2 or len(array) < 2 or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite with shape (n, 2), n >= 2, got shape {array.shape}")
+    return array

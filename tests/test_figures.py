@@ -12,7 +12,7 @@ import torch
 from matplotlib.patches import Ellipse
 from PIL import Image
 
-from lossland import figures, pictures, tables
+from lossland import contours, figures, pictures, tables
 from lossland.slider import Slider, slider
 
 T = np.linspace(0, 1, 21)
@@ -165,10 +165,10 @@ def test_rows_of_a_plane_may_come_in_any_order() -> None:
 
 def test_a_missing_cell_is_masked_and_so_is_nan_and_infinity() -> None:
     frame = _plane()
-    _, _, whole = figures._cells(frame, "nll")
+    _, _, whole = contours._cells(frame, "nll")
     assert not whole.mask.any()
     frame.loc[5, "nll"], frame.loc[7, "nll"] = np.nan, np.inf
-    _, _, holes = figures._cells(frame.drop(index=20), "nll")
+    _, _, holes = contours._cells(frame.drop(index=20), "nll")
     assert [tuple(place) for place in np.argwhere(holes.mask)] == [(0, 5), (0, 7), (1, 5)]
     assert figures.plot_plane(frame.drop(index=20)).png() != figures.plot_plane(_plane()).png()
 
@@ -179,6 +179,34 @@ def test_points_and_curves_are_marked_at_equal_scales() -> None:
     assert [text.get_text() for text in axes.texts] == ["w1", "w2", "w3"]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), curve)
     assert axes.get_aspect() == 1
+
+
+def test_a_plane_that_is_hardly_higher_than_a_line_is_stretched_and_says_so() -> None:
+    frame = _plane()
+    frame["y"] /= 20
+    axes = figures.plot_plane(frame).axes[0]
+    assert axes.get_aspect() == "auto" and axes.get_ylabel() == "y, stretched (l2 distance)"
+
+
+def test_one_of_several_splits_is_drawn_and_the_loss_has_its_l2_term() -> None:
+    parts = [_plane().assign(split=name, nll=lambda f, k=k: f["nll"] + k, norm=2.0) for k, name in enumerate(("train", "test"))]
+    frame = pd.concat(parts, ignore_index=True)
+    frame.attrs["split"] = ("train", "test")
+    figure = figures.plot_plane(frame, split="test", weight_decay=0.5)
+    assert figure.axes[1].get_ylabel() == "test regularised loss (nats)"
+    lowest = figure.axes[1].get_yticks()[0]
+    assert 1.02 + 0.25 * 4 < lowest < 1.02 + 0.25 * 4 + 0.5
+    assert figures.plot_plane(frame, split="train", metric="error").axes[1].get_ylabel() == "train error (%)"
+    with pytest.raises(ValueError, match=r"split must be one of \['train', 'test'\], .* got None"):
+        figures.plot_plane(frame)
+    with pytest.raises(ValueError, match="weight_decay must be 0 for metric 'error'"):
+        figures.plot_plane(frame, split="test", metric="error", weight_decay=0.1)
+
+
+def test_a_table_of_coordinates_is_a_curve() -> None:
+    curve = pd.DataFrame({"t": [0.0, 0.5, 1.0], "x": [0.0, 5.0, 10.0], "y": [0.0, 6.0, 0.0], "away": 0.0})
+    axes = figures.plot_plane(_plane(), path_xy={"Bezier": curve}).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), curve[["x", "y"]])
 
 
 def test_a_flat_plane_can_be_drawn() -> None:
