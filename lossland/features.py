@@ -6,7 +6,7 @@ read may lie anywhere in the network: hooks see their inputs, pooled, flattened 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -204,10 +204,25 @@ class Target:
     @cached_property
     def called(self) -> set[str]:
         """The linear maps that a forward pass calls as modules: not those whose weights attention takes on its own."""
+        return self._where(lambda _: True)
+
+    def reached(self, names: Sequence[str]) -> set[str]:
+        """Return the linear maps whose inputs depend on some parameters."""
+        recording = Recording([self.weights[name] for name in names])
+        with recording:
+            return self._where(recording.moves)
+
+    def _where(self, says: Callable[[Tensor], bool]) -> set[str]:
+        """Return the linear maps with an input of which something is true, in a pass over one image."""
         found, private = set(), skeleton(self.net)
+
+        def note(name: str, _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            if says(inputs[0] if inputs else named["input"]):
+                found.add(name)
+
         for name, module in private.named_modules():
             if is_linear_map(module):
-                module.register_forward_pre_hook(lambda _, inputs, name=name: found.add(name))
+                module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
         functional_call(private, (self.weights, self.buffers), (next(blocks(self.task, 1, self.dtype)),))
         return found
 

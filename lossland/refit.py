@@ -68,14 +68,26 @@ class Refit:
         They are those that read its units. A reader that is no linear map of its own (a depth-wise convolution, whose
         units are taken one by one; attention; a weight that two modules share) passes the change on to its readers.
         """
-        reached, found = set(named(self.layers[k].writes)), []
+        reached, found = set(named(self.layers[k].writes)), self._beside(k)
         for layer in self.layers[k + 1 :]:
             if reads_any(layer, reached):
                 if self._can_be_fitted(layer):
                     found.append(layer)
                 else:
                     reached |= set(named(layer.writes))
-        return found
+        return sorted(set(found), key=self.layers.index)
+
+    def _beside(self, k: int) -> list[Layer]:
+        """Return the later layers that read what the normalisation in front of layer k gives."""
+        layer = self.layers[k]
+        shared = {axis for axis in named(layer.reads) if layer.pre_norm and axis is not None}
+        beside = [other for other in self.layers[k + 1 :] if reads_any(other, shared)
+                  and not _feeds(layer, other, self.layers) and self._can_be_fitted(other)]
+        if not beside:
+            return []
+        front = {name for name in names_of(layer, self.target.weights) if name.rpartition(".")[0] == layer.pre_norm}
+        reached = self.target.reached(sorted(front)) if front else set()
+        return [other for other in beside if other.module in reached]
 
     def _can_be_fitted(self, layer: Layer) -> bool:
         weights, name = self.target.weights, f"{layer.module}.weight"

@@ -111,7 +111,7 @@ class _Course:
                 self._order(axis, writers, columns, self.goal)
                 continue
             self._order(axis, writers, (), self.goal)
-            if columns:  # rows first: what a normalisation in front of a reader makes of the units depends on their order
+            if columns:  # after rows: what a normalisation in front of a reader makes of units depends on their order
                 end = self.switched(writers)
                 self.refit.solve([end], readers)
                 self._order(axis, writers, bare(columns), end)

@@ -353,6 +353,34 @@ def test_more_data_than_units_leave_better_paths_than_the_straight_line():
     assert gaps[0] < 0.7 * gaps[1]
 
 
+class Shared(nn.Module):
+    """A normalisation with two readers, listed with the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Linear(64, 8), nn.BatchNorm1d(8)
+        self.inner, self.outer, self.shortcut = nn.Linear(8, 6), nn.Linear(6, 5), nn.Linear(8, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stream = relu(self.norm(self.stem(images.flatten(1))))
+        return self.head(relu(self.outer(relu(self.inner(stream))) + self.shortcut(stream)))
+
+    def layers(self) -> list[Layer]:
+        return [Layer("stem", None, "stream"), Layer("inner", "stream", "hidden", pre_norm="norm"),
+                Layer("outer", "hidden", "last"), Layer("shortcut", "stream", "last"), Layer("head", "last", None)]
+
+
+def test_all_layers_behind_a_normalisation_are_refit_when_it_moves():
+    net = Shared()
+    verify(net, net.layers(), TASK.prepare(TASK.train.images[:2], torch.float64))
+    a, b = (models.initial_weights(net, torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2))
+    stages = connect(net, a, b, task=TASK, scheme="adjust", knots=2).stages
+    assert stages.readers[:4].tolist() == [("inner", "shortcut"), ("outer", "shortcut"), ("head",), ("head",)]
+    blocks = path_of("preresnet", "linear + wa").stages  # a shortcut around the normalisation is left alone
+    assert blocks.readers[blocks.module == "blocks.1.conv1"].item() == ("blocks.1.conv2",)
+
+
 def test_a_network_without_a_layer_list_is_traced():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
     net.layers = nn.Identity()  # not a method that returns a list
