@@ -55,7 +55,7 @@ class Task:
     augment: str = "none"
     note: str = ""
     fingerprint: str = field(default="")
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         choose("augment", self.augment, AUGMENTATIONS)

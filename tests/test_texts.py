@@ -235,3 +235,4 @@ def test_bad_split_of_a_text_is_refused(images: torch.Tensor, labels: torch.Tens
 
 def test_split_of_a_text_says_what_it_is(pydoc: Task) -> None:
     assert repr(pydoc.subset(test=3).test) == "Split(3 windows, 20, on cpu)"
+    assert "Split(3 windows" in repr(pydoc.subset(test=3)) and repr(END) not in repr(pydoc)
