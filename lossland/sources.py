@@ -117,7 +117,7 @@ def _torchvision(name: str, folder: Path, allow_download: bool) -> Source:
         if allow_download:
             raise
         raise FileNotFoundError(
-            f"{name} must lie in {folder} as torchvision keeps it ({error}). Pass the path of an .npz file as the name, "
+            f"{name} must lie in {folder} as torchvision keeps it ({error}). Pass the path of an .npz file as the name "
             f"or fetch it once, torchvision.datasets.{_TORCHVISION[name]}('FOLDER', download=True), "
             "and pass that folder as data_dir or set LOSSLAND_DATA to it; load_task fetches it with "
             "allow_download=True") from error
