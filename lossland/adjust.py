@@ -23,6 +23,7 @@ from lossland.least_squares import RIDGE, Moments, Solution, solve
 from lossland.models import MLP
 from lossland.paths import Mix, Path, linear_basis
 from lossland.paths import chain as chain_path
+from lossland.products import packed, product
 from lossland.tasks import Task
 from lossland.weights import Weights, check_match, stack
 
@@ -74,16 +75,19 @@ def _shared_moments(leg: Mix, coefficients: Tensor, a: Weights, task: Task, prod
     size = max(1, min(features.BLOCK, features.BLOCK_BYTES // (head.shape[1] * head.itemsize)))
     ends = [(p["linear.0.weight"], p.get("linear.0.bias")) for p in (a, *leg.points)]
     keys = [tuple(map(id, end)) for end in ends]  # A itself is a point of most legs: its product is needed once
+    first = {key: (packed(weight), bias) for key, (weight, bias) in zip(keys, ends, strict=True)}
     for images in features.blocks(task, size, dtype):
-        flat = images.flatten(1)
-        known = {key: linear(flat, *end) for key, end in dict(zip(keys, ends, strict=True)).items()}
+        flat = packed(images.flatten(1))
+        known = {key: product(weight, flat) for key, (weight, _) in first.items()}  # (n, b): units first
+        for key, (_, bias) in first.items():
+            known[key] = known[key] if bias is None else known[key].add_(bias[:, None])
         target, *outputs = (known[key] for key in keys)
-        y, mixed = linear(target.relu(), head), torch.empty_like(target)
+        y, mixed = linear(target.relu().T, head), torch.empty_like(target)
         for total, row in zip(sums, coefficients.tolist(), strict=True):
             torch.mul(outputs[0], row[0], out=mixed)
             for c, output in zip(row[1:], outputs[1:], strict=True):
                 mixed.add_(output, alpha=c)
-            total.add(mixed.relu_(), y)
+            total.add(mixed.relu_().T, y)
     return sums
 
 

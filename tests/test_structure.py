@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "files", "devices", "sampling"],
+    ["errors", "files", "devices", "sampling", "products"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "invertible", "bases", "units", "labels"],
     ["layers", "tasks", "paths", "metrics", "recording", "operations", "listing"],
