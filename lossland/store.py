@@ -246,7 +246,8 @@ class Store:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             lock.release()
-            why = "a file lies there" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror or error
+            occupied = isinstance(error, (FileExistsError, NotADirectoryError))
+            why = "a file lies there" if occupied else error.strerror or error
             reason = f"store root {self.root} cannot be written ({why})"
             raise OSError(error.errno, f"{reason}: pass another root or set LOSSLAND_STORE") from error
         try:
