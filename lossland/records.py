@@ -67,7 +67,7 @@ def recorded(chapter: str, quantity: str, *, dataset: str | None = None) -> str:
     if not runs:
         return MISSING
     run = max(runs, key=lambda run: run["date"])
-    return f"{run['values'][quantity]} ({run['dataset']}, {run['scale']}, {run['device']}, {run['date'][:10]})"
+    return f"{run['values'][quantity]} ({run['dataset']}, scale {run['scale']}, on {run['device']}, {run['date'][:10]})"
 
 
 def records(chapter: str) -> list[dict[str, Any]]:
