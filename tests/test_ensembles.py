@@ -133,6 +133,7 @@ def test_batches_of_images_change_nothing(monkeypatch):
     parts = wa_ensemble(net, members, TASK, n=2)
     assert_close(parts.predict(TASK), expected[0])
     assert_close(torch.tensor(parts.scores(TASK).nll), torch.tensor(expected[1].nll))
+    assert_close(torch.tensor(parts.fits.residual), torch.tensor(whole.fits.residual))
 
 
 def test_members_share_the_tensors_of_the_backbone_by_identity():
