@@ -14,10 +14,15 @@ from torch.nn.functional import linear
 from lossland import kernels, scoring
 from lossland.batchnorm import Estimate, estimating
 from lossland.paths import Mix, adds_up
-from lossland.reuse import Batch, Member, Span
+from lossland.reuse import PROBE, Batch, Member, Span
 from lossland.scoring import Sums, batches, one_hidden
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, mix, skeleton
+
+
+def skeletons_of(net: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return private copies of a network: for scores, and for the estimation of batch-norm statistics."""
+    return skeleton(net), estimating(net)
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,13 @@ class Mixtures:
             scoring.
     """
 
-    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True) -> None:
+    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True,
+                 skeletons: tuple[nn.Module, nn.Module] | None = None) -> None:
         self.net, self.task, self.points = net, task, tuple(points)
         self.moving = Mix(self.points, lambda s: s).moving()
         self.way = "fused" if fused and one_hidden(net) else "one by one"
         self.like = next(iter(self.points[0].values()))
-        self.bare, self.estimating = skeleton(net), estimating(net)
+        self.bare, self.estimating = skeletons or skeletons_of(net)
 
     def score(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
               tick: Callable[[float], None]) -> None:
@@ -56,8 +62,19 @@ class Mixtures:
                 self._fused(sums, where, coefficients, self.task.split(name), tick)
             return
         members = self._members(coefficients)
+        span = self._span(members)
+        cost = self._cost(span, members, self.task.split(next(iter(totals))))
+        if cost:
+            self.way = "shared first layer" if span.moving >= self.points[0].keys() else "shared prefix"
         for name, sums in totals.items():
-            self._together(sums, where, members, self.task.split(name), tick)
+            split = self.task.split(name)
+            for block in self._blocks(split, cost):
+                several = [(Batch(span, images, shared=cost is not None), labels) for images, labels in block]
+                for row in range(len(where)):  # images outside, members inside, so that they meet the same images
+                    member = self._member(members, row)
+                    for batch, labels in several:
+                        sums.add(where[row, None], batch(member)[None], labels)
+                    tick(sum(len(labels) for _, labels in several) / len(split))
 
     def _fused(self, sums: Sums, where: Tensor, coefficients: Tensor, split: Split,
                tick: Callable[[float], None]) -> None:
@@ -76,23 +93,14 @@ class Mixtures:
                 sums.add(where[rows], kernels.mix_relu_head(features, c, heads["weight"], bias), labels)
             tick(len(where) * len(labels) / len(split))
 
-    def _together(self, sums: Sums, where: Tensor, members: _Members, split: Split,
-                  tick: Callable[[float], None]) -> None:
-        """Score any networks: images outside, members inside, so that they meet the same images."""
-        span = self._span(members)
-        cost = self._cost(span, members, split)
+    def _blocks(self, split: Split, cost: tuple[float, float] | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield a split in runs of batches (images, labels) that fit into memory with what members share of them."""
         images, _ = next(self._images(split, 1))
         each = cost[1] if cost else images.nbytes
         size = max(1, int(min(scoring.BATCH, scoring.SHARED / each)))
-        if cost:
-            self.way = "shared first layer" if span.moving >= self.points[0].keys() else "shared prefix"
-        for block in _blocks(self._images(split, size), max(1, int(scoring.SHARED / (each * size)))):
-            several = [(Batch(span, images, shared=cost is not None), labels) for images, labels in block]
-            for row in range(len(where)):
-                member = self._member(members, row)
-                for batch, labels in several:
-                    sums.add(where[row, None], batch(member)[None], labels)
-                tick(sum(len(labels) for _, labels in several) / len(split))
+        every, count = self._images(split, size), max(1, int(scoring.SHARED / (each * size)))
+        while block := list(islice(every, count)):
+            yield block
 
     def _span(self, members: _Members, *, private: bool = False) -> Span:
         """Return the networks as a function; `private`: the one that estimates batch-norm statistics."""
@@ -120,7 +128,7 @@ class Mixtures:
         """Return the bytes per image that members share, or None where they share nothing."""
         if len(members.coefficients) == 1:
             return None
-        images, _ = next(self._images(split, scoring.BATCH))
+        images, _ = next(self._images(split, PROBE))
         return span.probe(self._member(members, 0), self._member(members, -1), images)
 
     def _members(self, coefficients: Tensor) -> _Members:
@@ -144,8 +152,3 @@ class Mixtures:
         moving = frozenset(name for name in names
                            if any(not torch.equal(one[name], results[0][name]) for one in results))
         return _Members(coefficients, results, moving)
-
-
-def _blocks(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    while block := list(islice(batches, size)):
-        yield block

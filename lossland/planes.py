@@ -35,13 +35,13 @@ class _Grid:
     column: int
 
     @staticmethod
-    def through(three: Sequence[Weights], cells: int | tuple[int, int], margin: float) -> _Grid:
+    def through(three: Sequence[Weights], cells: int | tuple[int, int], margin: float | tuple[float, float]) -> _Grid:
         columns, rows = (cells, cells) if isinstance(cells, int) else cells
         if min(columns, rows) < 2:
             raise ValueError(f"cells must be >= 2 along x and y, got {cells}")
         corners = plane_coordinates(three, three)  # (3, 2)
         low, high = corners.min(0).values, corners.max(0).values
-        pad = margin * (high - low)
+        pad = torch.as_tensor(margin, dtype=torch.float64) * (high - low)
         x, y = (torch.linspace(float(low[i] - pad[i]), float(high[i] + pad[i]), count, dtype=torch.float64)
                 for i, count in enumerate((columns, rows)))
         spots = torch.cartesian_prod(x, y)
@@ -61,7 +61,7 @@ def _checked(net: nn.Module, points: Mapping[str, Weights]) -> list[Weights]:
 
 @torch.no_grad()
 def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: int | tuple[int, int] = 21,
-          margin: float = 0.2, split: str | Sequence[str] = "train", progress: bool = False,
+          margin: float | tuple[float, float] = 0.2, split: str | Sequence[str] = "train", progress: bool = False,
           checkpoint: Checkpoint | None = None) -> pd.DataFrame:
     """Return loss and accuracy over the plane through three points of weight space.
 
@@ -73,7 +73,8 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
         points: three named points: independent optima, or the ends of a curve and its bend.
         task: the data.
         cells: grid points along x and y (at least 2 each).
-        margin: how far the grid reaches beyond the bounding box of the points, as a fraction of its sides.
+        margin: how far the grid reaches beyond the bounding box of the points, as a fraction of its sides; or one
+            number for x and one for y.
         split: of the task; or several, which share batch-norm statistics.
         progress: show a line, with an estimate of the time before the first cell (`plane_seconds`).
         checkpoint: saved to after every column of cells; a plane that was cut off goes on where it stopped, with the

@@ -13,7 +13,7 @@ from lossland.recording import Diverged, Recording
 from lossland.weights import Weights
 
 Call = Callable[[Weights, dict[str, Tensor], Tensor], Tensor]
-_PROBE = 8  # images on which it is tried out whether passes can share work
+PROBE = 4  # images on which it is tried out whether passes can share work
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Span:
         They cannot where the way through the network depends on moving values, or inputs are written to; and whether a
         later pass gives the same outputs to the last bit is tried out on a few images.
         """
-        images = images[:_PROBE]
+        images = images[:PROBE]
         recording, outputs = self.record(first, images, mixed=False)
         constant = recording.lost(outputs)
         if not recording.safe:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lossland import scoring
 from lossland.lengths import Lengths
-from lossland.mixtures import Mixtures
+from lossland.mixtures import Mixtures, skeletons_of
 from lossland.paths import Leg, Mix, Path
 from lossland.scoring import Exchanges, Sums, one_hidden
 from lossland.tasks import Task
@@ -35,6 +35,7 @@ class Walk:
         self.away, self.norm = torch.zeros(2, points, dtype=torch.float64).unbind()
         self.totals = {name: Sums.zeros(points) for name in splits}
         self.ways: set[str] = set()
+        self.skeletons = skeletons_of(net)
 
     def along(self, path: Path, t: Tensor, tick: Tick) -> None:
         """Score the points of a path at t (T,)."""
@@ -72,7 +73,7 @@ class Walk:
                 coefficients[start : start + len(s), places[id(point)]] += c[:, i]
             self.away[where], self.norm[where] = self.lengths.of(leg.points, c)
             start += len(s)
-        mixtures = Mixtures(self.net, self.task, list(points.values()))
+        mixtures = Mixtures(self.net, self.task, list(points.values()), skeletons=self.skeletons)
         mixtures.score(self.totals, rows, coefficients, tick)
         self.ways.add(mixtures.way)
 
@@ -81,7 +82,7 @@ class Walk:
         points = list(_interned(at(leg(one[None]), 0) for one in s))
         for row, point in zip(where.tolist(), points, strict=True):
             self.away[row], self.norm[row] = (x[0] for x in self.lengths.of([point], torch.ones(1, 1)))
-        mixtures = Mixtures(self.net, self.task, points, fused=False)
+        mixtures = Mixtures(self.net, self.task, points, fused=False, skeletons=self.skeletons)
         mixtures.score(self.totals, where, torch.eye(len(points), dtype=torch.float64), tick)
         self.ways.add(mixtures.way)
 
