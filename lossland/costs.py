@@ -27,6 +27,7 @@ def multiply_adds(net: nn.Module, layers: Sequence[Layer], shape: tuple[int, ...
 
     Raises:
         TypeError: for a layer of another kind, naming it.
+        ValueError: for a layer that is not called as a module.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -34,10 +35,12 @@ def multiply_adds(net: nn.Module, layers: Sequence[Layer], shape: tuple[int, ...
         {'0': 12, '2': 6}
     """
     bare, counts = skeleton(net), dict.fromkeys((layer.module for layer in layers), 0)
+    waiting = set()  # for a call; a module whose weights another one reads for it (an attention) is never called
 
     def counter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
             counts[name] += output.numel() * module.weight[0].numel()
+            waiting.discard(name)
 
         return hook
 
@@ -46,10 +49,13 @@ def multiply_adds(net: nn.Module, layers: Sequence[Layer], shape: tuple[int, ...
         module, weight = modules.get(layer.module), parameters[str(tensor_name(parameters, layer))]
         if isinstance(module, _COUNTED):
             module.register_forward_hook(counter(layer.module))
+            waiting.add(layer.module)
         elif weight.ndim > 1 and layer.module not in parameters:
             raise TypeError(f"layer {layer.module!r} must be linear or a convolution to be counted, "
                             f"got {type(module).__name__ if module else 'a part of a module'}")
     bare(torch.empty(1, *shape, device="meta"))
+    if waiting:
+        raise ValueError(f"layers must be called as modules to be counted, but {sorted(waiting)} were not")
     return counts
 
 

@@ -218,6 +218,19 @@ def test_an_uncounted_kind_of_layer_is_named():
         multiply_adds(net, [Layer("0", None, "x"), Layer("1", "x", None)], (3,))
 
 
+def test_a_layer_that_is_not_called_as_a_module_is_named():
+    class Borrows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.a(x) @ self.b.weight.T + self.b.bias
+
+    with pytest.raises(ValueError, match=r"called as modules to be counted, but \['b'\] were not"):
+        multiply_adds(Borrows(), [Layer("a", None, "x"), Layer("b", "x", None)], (4,))
+
+
 def test_without_a_backbone_m_members_cost_m_networks():
     cost = Cost(5, backbone=0, head=70, backbone_parameters=0, head_parameters=11)
     assert (cost.in_networks, cost.stored_networks) == (5, 5)

@@ -12,6 +12,7 @@ from lossland.backbones import cuts
 from lossland.ensembles import averaged, ensemble_cost, independent, running_average, wa_ensemble
 from lossland.evaluation import predict
 from lossland.layers import Layer
+from lossland.tracing import trace
 from lossland.weights import weights_of
 
 SHAPE = (1, 8, 8)
@@ -353,6 +354,18 @@ def test_an_infinite_loss_names_split_and_members():
     found.members[1]["linear.2.weight"].fill_(torch.inf)
     with pytest.raises(FloatingPointError, match="loss on 'test' is NaN or infinite from 2 members on"):
         found.scores(TASK, splits=("test",))
+
+
+def test_a_network_of_torchvision_is_cut_and_adjusted():
+    torchvision = pytest.importorskip("torchvision")
+    few = make_task((3, 32, 32), train=12, test=5)
+    net = torchvision.models.mobilenet_v3_small(num_classes=3)
+    layers = trace(net, few.prepare(few.train.images[:2]))
+    members = [{key: tensor * (1 + 0.1 * seed) for key, tensor in weights_of(net).items()} for seed in range(2)]
+    found = wa_ensemble(net, members, few, n=2, layers=layers)
+    assert list(found.fits.module) == ["classifier.0"]
+    expected = torch.stack([predict(net, weights, few) for weights in found.members])
+    assert_close(found.predict(few, average="logits"), expected.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_of_the_users_own_is_served_by_its_layers():
