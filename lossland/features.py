@@ -103,9 +103,14 @@ class Members:
     weights: Sequence[Weights]
     buffers: Sequence[dict[str, Tensor]]
 
-    def moving(self) -> list[str]:
-        """Return the names of the tensors that are not one and the same object at all points."""
-        every = [{**weights, **buffers} for weights, buffers in zip(self.weights, self.buffers, strict=True)]
+    def moving(self, *, private: bool = False) -> list[str]:
+        """Return the names of the tensors that are not one and the same object at all points.
+
+        Args:
+            private: leave out buffers, which a pass writes to before it reads them.
+        """
+        every = list(self.weights) if private else [{**weights, **buffers} for weights, buffers in
+                                                    zip(self.weights, self.buffers, strict=True)]
         return [name for name, tensor in every[0].items() if any(one[name] is not tensor for one in every)]
 
     def run(self, features: Features, images: Tensor, *,
@@ -122,7 +127,7 @@ class Members:
         if len(self.weights) == 1:
             yield features(self.weights[0], self.buffers[0], images), None
             return
-        moving, recording, first = self.moving(), None, {}
+        moving, recording, first = self.moving(private=private), None, {}
         for weights, buffers in zip(self.weights, self.buffers, strict=True):
             if recording is None or not recording.safe:
                 named = {**weights, **buffers}

@@ -15,11 +15,13 @@ from lossland import models
 from lossland.adjust import moments
 from lossland.connect import connect
 from lossland.evaluation import evaluate, predict
-from lossland.features import Target
-from lossland.layers import Layer, axes, permute, unit_count, verify
+from lossland.features import Target, rows_of
+from lossland.layers import Layer, axes, gather, permute, unit_count, verify
+from lossland.least_squares import solve
 from lossland.legs import Moved, Swaps
+from lossland.neurons import match
 from lossland.paths import Mix, Path
-from lossland.stages import Staged
+from lossland.stages import BUTTERFLY_RIDGE, Staged
 from lossland.weights import Weights, weights_of
 
 TASK = make_task(shape=(1, 8, 8), train=18, test=12)
@@ -304,6 +306,10 @@ def test_four_patches_an_image_are_two_by_two_half_a_map_apart():
         layer = net.layers()[number]
         found = Target(net, a, TASK, patches=4).moments([b], [layer.module])[0][layer.module][0]
         assert found.count == count * len(TASK.train)
+    conv, images = nn.Conv2d(2, 3, 3, padding=1, bias=False).double(), torch.rand(5, 2, 7, 7, generator=torch.Generator()).double()
+    rows = rows_of(conv, images, 4)[0]
+    outputs = conv(images)[:, :, :6:3, :6:3]
+    assert_close((rows @ conv.weight.flatten(1).T).reshape(5, 2, 2, 3).movedim(3, 1), outputs)
     path = joined("vgg16", "linear + wa", patches=4)
     assert np.isfinite(losses("vgg16", path)).all()
     with pytest.raises(ValueError, match="patches must be one of None, 4; got 9"):
@@ -333,6 +339,19 @@ def test_a_network_and_its_shuffled_copy_are_matched_layer_by_layer():
     a = drawn("fc5", 1)
     path = joined("fc5", "ot + wa", b=shuffled("fc5", a), ridge=1e-13)
     assert_close(path.point(path.stages.t1[path.stages.kind == "output"].item()), a, rtol=1e-6, atol=1e-6)
+
+
+def test_butterflies_are_matched_with_the_columns_that_the_readers_will_have():
+    net, a = built("fc3"), drawn("fc3", 1)
+    writers, readers = axes(net.layers())["hidden0"]
+    found = {on: joined("fc3", "ot + butterfly", match_on=on).legs[-1].permutations["hidden0"]
+             for on in ("butterfly", "rows")}
+    b = {**a, "linear.0.weight": drawn("fc3", 2)["linear.0.weight"]}
+    assert torch.equal(found["rows"], match(gather(a, writers), gather(b, writers)))
+    total = moments(net, b, readers[0], a, TASK)
+    b["linear.1.weight"] = solve(total, ridge=BUTTERFLY_RIDGE).weight
+    assert torch.equal(found["butterfly"], match(gather(a, writers, readers), gather(b, writers, readers)))
+    assert not torch.equal(found["butterfly"], found["rows"])
 
 
 def test_a_matching_can_be_given_for_some_axes():
