@@ -151,7 +151,7 @@ class Ensemble:
             if len(bad := (~sums.nll.isfinite()).nonzero()):
                 raise FloatingPointError(f"the loss on {name!r} is NaN or infinite from {int(bad[0]) + 1} members on")
             tables.append(pd.DataFrame({"members": range(1, len(self) + 1), "split": name,
-                                        **sums.columns(len(split))}))
+                                        **sums.columns(split.labels.numel())}))
         return pd.concat(tables, ignore_index=True)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
