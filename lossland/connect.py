@@ -18,7 +18,7 @@ from lossland.paths import Path
 from lossland.stages import ordered_writers, staged
 from lossland.tasks import Task
 from lossland.tracing import trace
-from lossland.weights import Weights, check_finite, check_match
+from lossland.weights import Weights, check_belongs, check_finite, check_match
 
 SCHEMES = ("butterfly", "rows", "adjust")
 
@@ -78,6 +78,7 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     choose("scheme", scheme, SCHEMES)
     staged_path = scheme != "rows" and not _is_shallow(layers)
     _check_means(staged_path, scheme, task, solve)
+    check_belongs(net, a, "a")
     check_finite(a, "a")
     check_finite(b, "b")
     if staged_path:

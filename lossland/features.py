@@ -13,16 +13,16 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import linear, pad, unfold
+from torch.nn.functional import linear
 
 from lossland import batchnorm
 from lossland.errors import choose
 from lossland.least_squares import Moments
+from lossland.patches import PATCHES, groups_of, is_linear_map, rows_of
 from lossland.recording import Recording
 from lossland.tasks import Task
 from lossland.weights import Weights, skeleton
 
-PATCHES = (None, 4)
 BLOCK = 4096  # images at a time: a float32 sum over a block loses less than the ridge
 BLOCK_BYTES = 128 * 2**20  # of one block of features, and of the outputs that are kept for the next point
 _STATISTICS = 1000  # images per batch of batch-norm statistics
@@ -31,11 +31,6 @@ _PLENTY = 10  # samples per unit from which float32 products leave the residual 
 
 class _Reached(Exception):
     """All inputs that are wanted have been seen: the rest of the pass is not needed."""
-
-
-def is_linear_map(module: nn.Module) -> bool:
-    """Say whether a module is a linear map whose inputs are understood: a linear layer or a 2-D convolution."""
-    return isinstance(module, (nn.Linear, nn.Conv2d))
 
 
 class Features:
@@ -143,35 +138,6 @@ class Members:
             yield found, recording
 
 
-def groups_of(module: nn.Module) -> int:
-    """Return the number of independent linear maps that a module consists of: the groups of a convolution."""
-    return module.groups if isinstance(module, nn.Conv2d) else 1
-
-
-def rows_of(module: nn.Module, inputs: Tensor, patches: int | None = None) -> Tensor:
-    """Return the features (groups, samples, D) of a linear or convolutional module's inputs.
-
-    Args:
-        module: its weight, flattened, is (groups * C, D).
-        inputs: (..., D) of a linear module, (b, channels, H, W) of a convolution, whose samples are patches.
-        patches: None: all of them; 4: two by two patches of every map, half a map apart.
-    """
-    if isinstance(module, nn.Linear):
-        return inputs.reshape(1, -1, inputs.shape[-1]).clone()
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    maps = pad(inputs, module._reversed_padding_repeated_twice, mode=mode)  # which knows padding="same", too
-    stride = module.stride
-    if patches:
-        halves = [side // 2 // step * step for side, step in zip(inputs.shape[2:], stride, strict=True)]
-        stride = tuple(max(step, half) for step, half in zip(stride, halves, strict=True))
-    found = unfold(maps, module.kernel_size, module.dilation, 0, stride)  # (b, groups * D, positions)
-    if patches:
-        sides = [(side - gap * (taps - 1) - 1) // step + 1 for side, gap, taps, step in
-                 zip(maps.shape[2:], module.dilation, module.kernel_size, stride, strict=True)]
-        found = found.unflatten(2, sides)[:, :, :2, :2].flatten(2)
-    return found.transpose(1, 2).reshape(-1, module.groups, found.shape[1] // module.groups).transpose(0, 1)
-
-
 def blocks(task: Task, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the prepared training images (b, C, H, W), un-augmented, `size` at a time."""
     for images in task.train.images.split(size):  # as they are: AY20's augmentation is for training
@@ -200,11 +166,24 @@ class Target:
             patches: see `rows_of`.
             products: dtype of a block's products; None: that of the weights, or float64 where there are fewer than 10
                 samples per unit. Sums are always float64.
+
+        Raises:
+            ValueError: if the network cannot take the task's images, or `patches` is neither None nor 4.
         """
         self.net, self.weights, self.task = net, weights, task
         self.patches, self.products = choose("patches", patches, PATCHES), products
         self.dtype = next(iter(weights.values())).dtype
+        self._check_images()
         self.buffers = batchnorm.refresh(net, weights, blocks(task, _STATISTICS, self.dtype))
+
+    def _check_images(self) -> None:
+        image = next(blocks(self.task, 1, self.dtype))
+        buffers = batchnorm.fresh_buffers(self.net, next(iter(self.weights.values())))
+        try:
+            functional_call(skeleton(self.net), (self.weights, buffers), (image,))
+        except RuntimeError as error:
+            raise ValueError(f"net must take the task's images, one of which is {tuple(image.shape[1:])}; "
+                             f"{type(self.net).__name__} says: {error}") from error
 
     @cached_property
     def called(self) -> set[str]:
@@ -274,17 +253,17 @@ class Target:
 
         Source: AY20 Eqs. (9) and (10).
         """
-        ours, theirs = (Features(self.net, names, patches=self.patches) for _ in range(2))
+        features = Features(self.net, names, patches=self.patches)
         members = self._statistics(points, names)
         image = next(blocks(self.task, 1, self.dtype))
-        found, recording = next(members.run(theirs, image))
+        found, recording = next(members.run(features, image))
         samples = {name: sum(rows.shape[1] for rows in every) * len(self.task.train) for name, every in found.items()}
         each = sum(rows.nbytes for every in found.values() for rows in every) + (recording.bytes if recording else 0)
         sums = [{name: self._zeros(name, count) for name, count in samples.items()} for _ in points]
         for images in blocks(self.task, max(1, min(BLOCK, BLOCK_BYTES // each)), self.dtype):
             targets = {name: self._outputs(name, every)
-                       for name, every in ours(self.weights, self.buffers, images).items()}
-            for (found, _), totals in zip(members.run(theirs, images), sums, strict=True):
+                       for name, every in features(self.weights, self.buffers, images).items()}
+            for (found, _), totals in zip(members.run(features, images), sums, strict=True):
                 for name, every in found.items():
                     for total, x, y in zip(totals[name], torch.cat(every, 1), targets[name], strict=True):
                         total.add(x, y)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossland.features import Target, is_linear_map
+from lossland.features import Target
 from lossland.layers import Layer, elementwise, named, tensor_name
 from lossland.least_squares import Moments, Solution, solve
+from lossland.patches import is_linear_map
 from lossland.weights import Weights
 
 _KNOT_BYTES = 512 * 2**20  # of the moments that one pass over the data adds up

@@ -15,11 +15,12 @@ from lossland import models
 from lossland.adjust import moments
 from lossland.connect import connect
 from lossland.evaluation import evaluate, predict
-from lossland.features import Target, rows_of
+from lossland.features import Target
 from lossland.layers import Layer, axes, gather, permute, unit_count, verify
 from lossland.least_squares import solve
 from lossland.legs import Moved, Swaps
 from lossland.neurons import match
+from lossland.patches import rows_of
 from lossland.paths import Mix, Path
 from lossland.stages import BUTTERFLY_RIDGE, Staged
 from lossland.weights import Weights, weights_of
@@ -420,6 +421,13 @@ def test_wrong_questions_are_answered_by_name():
         joined("fc3", "linear + wa", match_on="row")
     with pytest.raises(ValueError, match="move must be one of 'linear', 'arc'; got 'line'"):
         joined("fc3", "linear + wa", move="line")
+
+
+def test_images_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"net must take the task's images, one of which is \(3, 8, 8\); VGG16 says"):
+        joined("vgg16", "linear + wa", task=make_task(shape=(3, 8, 8)))
+    with pytest.raises(ValueError, match="a must hold the parameters of VGG16"):
+        connect(built("vgg16"), drawn("fc3", 1), drawn("fc3", 2), task=TASK, scheme="adjust")
 
 
 def test_the_network_stays_as_it_was():

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "lossland"
 LEVELS = [
     ["errors", "files", "devices", "sampling", "products"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
-     "tables", "records", "least_squares", "invertible", "bases", "units", "labels"],
+     "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "labels"],
     ["layers", "tasks", "paths", "metrics", "recording", "operations", "listing"],
     ["residual", "recurrent", "blocks", "batchnorm", "neurons", "families", "backbones", "costs", "reuse", "lengths"],
     ["models", "features", "tracing"],
