@@ -95,5 +95,9 @@ class Batch:
             return outputs
         if self._constant is not None:
             return self._constant
-        with self.recording.again(member.coefficients):
-            return self.span.call(member.weights, member.buffers, self.images)
+        try:
+            with self.recording.again(member.coefficients):
+                return self.span.call(member.weights, member.buffers, self.images)
+        except Diverged:  # a branch that the images of the trial did not take
+            self.shared = False
+            return self(member)

@@ -187,6 +187,46 @@ def test_networks_that_look_at_their_values_or_write_into_images_run_one_by_one_
             assert row.nll == pytest.approx(alone.nll.item(), rel=1e-12), (moving, row.t)
 
 
+def span_of(net: nn.Module, moving: list[str]) -> Span:
+    bare = skeleton(net)
+    return Span(lambda weights, buffers, images: functional_call(bare, (weights, buffers), (images,)), {}, frozenset(moving))
+
+
+@pytest.mark.parametrize("make, safe", [(lambda: Choosy("item"), False), (lambda: Choosy("mask"), False), (Random, False),
+                                        (Greedy, False), (NETS["in place"], True)])
+def test_a_recording_knows_what_cannot_be_shared(make, safe):
+    net, names = built(make)
+    with torch.no_grad():
+        assert span_of(net, names).record(Member(draw(net, 1), {}, torch.ones(1)), IMAGES.clone())[0].safe == safe
+
+
+def test_numbers_that_were_left_out_are_not_read_unnoticed():
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(64, 4), nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            hidden = self.first(images.flatten(1))
+            return self.head(hidden) * max(hidden.tolist()[0])
+
+    net, names = built(Reader)
+    members = [Member({**(a := draw(net, 1)), "head.weight": a["head.weight"] + i}, {}, torch.ones(1)) for i in (0, 1)]
+    with torch.no_grad():
+        assert span_of(net, ["head.weight"]).probe(*members, IMAGES) is None
+
+
+def test_a_branch_that_the_trial_did_not_take_ends_the_sharing():
+    net, names = built(lambda: Choosy("list"))
+    span, a = span_of(net, names), draw(net, 1)
+    members = [Member(weights, {}, torch.ones(1)) for weights in (a, {key: -value for key, value in a.items()})]
+    with torch.no_grad():
+        batch = Batch(span, IMAGES, shared=True)
+        for member in (*members, members[0]):
+            assert torch.equal(batch(member), span.call(member.weights, {}, IMAGES))
+    assert not batch.shared
+
+
 def test_random_networks_share_nothing():
     net, _ = built(Random)
     table = ev.evaluate(net, paths.segment(draw(net, 1), draw(net, 2)), TASK, points=5)
