@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from lossland import models
 from lossland.adjust import moments
+from lossland.archive import load_path, save_path
 from lossland.connect import connect
 from lossland.evaluation import evaluate, predict
 from lossland.features import Target
@@ -23,7 +24,7 @@ from lossland.neurons import match
 from lossland.patches import rows_of
 from lossland.paths import Mix, Path
 from lossland.stages import BUTTERFLY_RIDGE, Staged
-from lossland.weights import Weights, weights_of
+from lossland.weights import Weights, count, weights_of
 
 TASK = make_task(shape=(1, 8, 8), train=18, test=12)
 SMALLER = make_task(shape=(1, 4, 4), train=1, test=3)
@@ -421,6 +422,15 @@ def test_wrong_questions_are_answered_by_name():
         joined("fc3", "linear + wa", match_on="row")
     with pytest.raises(ValueError, match="move must be one of 'linear', 'arc'; got 'line'"):
         joined("fc3", "linear + wa", move="line")
+
+
+def test_a_saved_path_holds_what_legs_share_once(tmp_path):
+    path, file = path_of("vgg16", "ot + wa"), tmp_path / "path"
+    save_path(path, file)
+    again, t = load_path(file), torch.linspace(0, 1, 23, dtype=torch.float64)
+    for one in t.tolist():
+        assert_close(again.point(one), path.point(one), rtol=0, atol=0)
+    assert file.stat().st_size < len(path.legs) / 2 * 8 * count(drawn("vgg16", 1))
 
 
 def test_images_that_do_not_fit_are_refused():
