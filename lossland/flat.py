@@ -33,7 +33,8 @@ class FlatNetwork:
 
     def __init__(self, net: nn.Module, like: Weights, space: Tensor, precision: str) -> None:
         self.theta = space.new_zeros(sum(tensor.numel() for tensor in like.values()))
-        self._parameters = {name: view.detach().requires_grad_() for name, view in from_vector(self.theta, like).items()}
+        views = from_vector(self.theta, like)
+        self._parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
         self._bare = skeleton(net).train()
         self._buffers = fresh_buffers(net, self.theta)  # batch norm in training mode writes here; never read
         low = precision == "bfloat16"

@@ -28,7 +28,7 @@ LEVELS = [
     ["mixtures"],
     ["walks"],
     ["evaluation", "training"],
-    ["flow_training", "recipes", "planes", "worst", "summaries", "contours", "stage_figures", "ensembles"],
+    ["flow_training", "recipes", "planes", "search", "summaries", "contours", "stage_figures", "ensembles"],
     ["many", "connect", "learned"],
     ["figures", "slider", "__init__"],
 ]

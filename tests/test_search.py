@@ -12,7 +12,7 @@ from conftest import make_task
 from lossland.evaluation import evaluate
 from lossland.paths import Path, chain, segment
 from lossland.tasks import Split
-from lossland.worst import worst
+from lossland.search import worst
 
 
 PLAIN = make_task(classes=2)
