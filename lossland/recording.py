@@ -63,7 +63,13 @@ def _written(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return found
 
 
-class Recording(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it would import the whole compiler, which takes seconds, and nothing here is compiled
+
+
+class Recording(_Mode):
     """The first pass over a batch; `again` gives later ones.
 
     Args:
@@ -238,7 +244,7 @@ def _mix(parts: Sequence[Tensor], coefficients: Tensor) -> Tensor:
     return mix([{"": parts[i]} for i in used], coefficients[used])[""]
 
 
-class Replay(TorchDispatchMode):
+class Replay(_Mode):
     """A later pass over a recorded batch."""
 
     def __init__(self, steps: Sequence[_Step], coefficients: Tensor | None, poison: bool) -> None:

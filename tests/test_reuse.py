@@ -1,5 +1,8 @@
 """Shared passes: equal to the last bit to passes of their own, for every kind of network."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -299,3 +302,9 @@ def test_a_pass_that_takes_another_way_is_noticed():
             x * 2
         with pytest.raises(RuntimeError, match="called aten.add"), recording.again():
             x + 2
+
+
+def test_sharing_does_not_import_the_compiler():
+    lines = ("import sys, torch", "from lossland.recording import Recording",
+             "with torch.no_grad(), Recording([x := torch.ones(2)]): x + 1", "sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)]).returncode == 0
