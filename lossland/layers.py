@@ -60,7 +60,7 @@ def scatter(
         ValueError: if `units` does not have the shape that `gather` returns.
     """
     n, parts = width(weights, writers), pieces(weights, writers, readers)
-    sizes = [weights[p.name].numel() // weights[p.name].shape[p.dim] * p.size // n for p in parts]
+    sizes = [piece.entries(weights[piece.name], n) for piece in parts]
     if units.shape != (n, sum(sizes)):
         raise ValueError(f"units must have shape ({n}, {sum(sizes)}), got {tuple(units.shape)}")
     changed = dict(weights)

@@ -138,6 +138,10 @@ class Piece:
         part = tensor.narrow(self.dim, self.start, self.size)
         return part.unflatten(self.dim, (n, self.size // n)).movedim(self.dim, 0).reshape(n, -1)
 
+    def entries(self, tensor: Tensor, n: int) -> int:
+        """Return d, the number of entries that one unit has."""
+        return tensor.numel() // (tensor.shape[self.dim] if tensor.ndim else 1) * self.size // n
+
     def put(self, tensor: Tensor, rows: Tensor) -> Tensor:
         """Return `tensor` with the rows (n, d) in their places: the inverse of `rows`."""
         n, shape = len(rows), list(tensor.shape) or [1]
@@ -216,6 +220,8 @@ def pieces(weights: Mapping[str, Tensor], writers: Sequence[Layer], readers: Seq
     found = [piece for layer in writers for piece in _written(weights, layer)]
     found += [piece for layer in readers for piece in _read(weights, layer)]
     found = [piece for piece in dict.fromkeys(found) if piece.size > 1 or n == 1]
+    if any(layer.fixed for layer in writers):  # its readers may see the units in another number or order
+        return [piece for piece in found if not piece.size % n]
     for piece in found:
         if piece.size % n:
             raise ValueError(f"{piece.name!r} must have a multiple of {n} entries for the {n} units of its axis, "

@@ -221,6 +221,15 @@ def test_fixed_axes_are_known_but_never_permuted():
         permute(dict(Joined().named_parameters()), layers, {"a": torch.tensor([1, 0, 2])})
 
 
+def test_readers_of_a_fixed_axis_need_not_fit_its_units():
+    weights = {"a.weight": torch.ones(8, 2), "z.weight": torch.ones(5, 3)}
+    fixed = [Layer("a", None, "a", fixed=True), Layer("z", "a", None)]
+    assert gather(weights, *axes(fixed)["a"]).shape == (8, 2)
+    free = [Layer("a", None, "a"), Layer("z", "a", None)]
+    with pytest.raises(ValueError, match="'z.weight' must have a multiple of 8 entries for the 8 units of its axis, got 3"):
+        gather(weights, *axes(free)["a"])
+
+
 def test_equal_permutations_of_two_axes_do_not_hide_a_mistake():
     # Two units can only change places: were all axes permuted at once, the two norms would be permuted alike.
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 3))
@@ -238,7 +247,8 @@ def test_single_parameters_and_packed_ones_have_rows():
     assert tensor_name(weights, packed) == "attention.in_proj_weight"
     assert tensor_name(weights, Layer("token", None, "s", dim=2), "bias") is None
     assert gather(weights, (Layer("token", None, "s", dim=2),)).tolist() == [[float(i)] for i in range(6)]
-    assert gather(weights, (Layer("gain", None, "s"),)).shape == (1, 1)
+    gain = (Layer("gain", None, "s"),)
+    assert scatter(weights, 3 * gather(weights, gain), gain)["gain"].tolist() == 6
     assert gather(weights, (packed,)).shape == (12, 3)  # on its own: all rows
     units = gather(weights, *[axes([packed])["q"][0]])  # queries and keys of each unit
     assert units[1].tolist() == [2.0, 3.0, 10.0, 11.0, 1.0, 5.0]
