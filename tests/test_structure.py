@@ -19,9 +19,9 @@ PACKAGE = ROOT / "lossland"
 LEVELS = [
     ["errors", "files", "devices", "sampling", "products"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
-     "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "labels"],
-    ["layers", "tasks", "paths", "metrics", "recording", "operations", "listing"],
-    ["residual", "recurrent", "blocks", "batchnorm", "neurons", "families", "backbones", "costs", "reuse", "lengths"],
+     "tables", "records", "least_squares", "patches", "invertible", "bases", "units"],
+    ["layers", "tasks", "paths", "metrics", "recording"],
+    ["residual", "recurrent", "batchnorm", "neurons", "families", "backbones", "costs", "reuse", "lengths"],
     ["models", "features", "tracing"],
     ["flows", "adjust", "legs", "flat", "refit"],
     ["scoring", "archive", "stages", "heads"],

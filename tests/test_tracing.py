@@ -341,7 +341,7 @@ def test_arguments_of_other_types_are_refused():
 
 
 def test_a_mistake_of_a_rule_would_be_found(monkeypatch):
-    from lossland import blocks
+    from lossland.tracing import blocks
 
     monkeypatch.setitem(blocks.RULES, "cumprod", blocks.RULES["softmax"])
     net = nn.Sequential(Cell(), nn.Linear(6, 5))

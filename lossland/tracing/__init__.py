@@ -13,11 +13,11 @@ from torch.fx import Graph, Proxy, Tracer
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 
-from lossland.blocks import applied, rule_of
-from lossland.labels import Axis, Ledger, Run, Value, plain, roots
 from lossland.layers import Layer, verify
-from lossland.listing import listed
-from lossland.operations import Call, stripped, values_in
+from lossland.tracing.blocks import applied, rule_of
+from lossland.tracing.labels import Axis, Ledger, Run, Value, plain, roots
+from lossland.tracing.listing import listed
+from lossland.tracing.operations import Call, stripped, values_in
 from lossland.weights import skeleton, tied
 
 BY_HAND = ("; pass layers= by hand, a list such as [ll.Layer('first', None, 'hidden'), ll.Layer('second', 'hidden', "

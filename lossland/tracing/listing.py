@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from lossland.labels import Axis, Label, Ledger, Record, fix, roots
+from lossland.tracing.labels import Axis, Label, Ledger, Record, fix, roots
 from lossland.units import Layer
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
-from lossland.labels import (
+from lossland.tracing.labels import (
     Axis,
     Label,
     Ledger,

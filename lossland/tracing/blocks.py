@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lossland.labels import Label, Ledger, Record, Run, Value, fix, plain, unify
-from lossland.operations import RULES, Call, Rule, new_units
+from lossland.tracing.labels import Label, Ledger, Record, Run, Value, fix, plain, unify
+from lossland.tracing.operations import RULES, Call, Rule, new_units
 
 _Norm = nn.modules.batchnorm._NormBase
 
