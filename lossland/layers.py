@@ -128,9 +128,9 @@ def check_cover(net: nn.Module, layers: Sequence[Layer]) -> None:
     """Raise unless `layers` covers every parameter of `net` exactly once.
 
     Raises:
-        ValueError: naming the parameters that are missing, listed twice, or do not exist.
+        ValueError: naming the parameters that are missing or listed twice, or the module that does not exist.
     """
-    parameters = set(dict(net.named_parameters()))
+    parameters, modules = set(dict(net.named_parameters())), set(dict(net.named_modules()))
     listed: list[str] = []
     for layer in layers:
         weight = str(tensor_name(parameters, layer))
@@ -138,6 +138,8 @@ def check_cover(net: nn.Module, layers: Sequence[Layer]) -> None:
         bias = tensor_name(parameters, layer, "bias")
         listed += [bias] if bias else []
         norms = [name for name in (layer.norm, layer.pre_norm) if name]
+        if unknown := [norm for norm in norms if norm not in modules]:
+            raise ValueError(f"layers name {unknown[0]!r} as a normalisation, which this network does not have")
         listed += [name for norm in norms for part in PER_UNIT if (name := f"{norm}.{part}") in parameters]
     missing, twice = sorted(parameters - set(listed)), sorted({name for name in listed if listed.count(name) > 1})
     if missing or twice:
@@ -215,9 +217,12 @@ def _random_state(net: nn.Module, generator: torch.Generator) -> dict[str, Tenso
     for name, tensor in {**weights_of(net), **buffers_of(net)}.items():
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            positive = name.endswith("running_var")
             fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
-            state[name] = noise.abs() + 0.5 if positive else noise / fan_in**0.5
+            state[name] = noise / fan_in**0.5
+            if name.endswith("running_var"):
+                state[name] = noise.abs() + 0.5
+            elif name.endswith("bias"):  # positive: a narrow layer whose ReLUs are all off would hide mistakes before it
+                state[name] = state[name].abs()
         else:
             state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()
     return state

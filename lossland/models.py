@@ -144,8 +144,8 @@ class Conv3FC3(_PlainConv):
 
 
 class VGG16(_PlainConv):
-    """VGG16 without batch normalisation: 13 convolutions, then 512-512-classes with dropout 0.5 in front of each hidden
-    and output layer.
+    """VGG16 without batch normalisation: 13 convolutions, then 512-512-classes with dropout in front of each hidden and
+    output layer.
 
     Pooling rounds sizes up, so that smaller images than 32x32 work; at 32x32 it makes no difference.
 
@@ -153,11 +153,12 @@ class VGG16(_PlainConv):
         inputs: (C, H, W) of one image.
         classes: number of classes.
         channels: filters of the first block; the paper's 64. Blocks have 1, 2, 4, 8, 8 times as many.
+        dropout: fraction dropped; a network of few channels wants less.
 
     Source: AY20 section 5.3 and G18 section 4; layout of Simonyan & Zisserman 2014, configuration D.
     """
 
-    def __init__(self, inputs: Shape, classes: int, *, channels: int = 64) -> None:
+    def __init__(self, inputs: Shape, classes: int, *, channels: int = 64, dropout: float = 0.5) -> None:
         blocks = [(1, 2), (2, 2), (4, 3), (8, 3), (8, 3)]
         sizes, pool_after = [inputs[0]], set()
         for factor, repeats in blocks:
@@ -167,7 +168,7 @@ class VGG16(_PlainConv):
         height, width = (math.ceil(side / 32) for side in inputs[1:])
         dense = [sizes[-1] * height * width, 8 * channels, 8 * channels, classes]
         head = nn.ModuleList(nn.Linear(m, n) for m, n in pairwise(dense))
-        super().__init__(convs, pool_after, nn.MaxPool2d(2, 2, ceil_mode=True), head, dropout=0.5)
+        super().__init__(convs, pool_after, nn.MaxPool2d(2, 2, ceil_mode=True), head, dropout)
 
 
 def _mlp(inputs: Shape, classes: int, *, width: int = 2000) -> MLP:
@@ -211,9 +212,9 @@ def build(model: str, inputs: Shape, classes: int, **sizes: float | tuple[int, .
 
     Args:
         model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels),
-            "3conv3fc" (channels, width, factor), "vgg16" (channels), "cresnet20", "preresnet20", "preresnet110",
-            "resnet158", "resnet164" (blocks, channels), "wrn28x10" (blocks, channels, widen); for texts "lstm" (hidden,
-            layers, dropout).
+            "3conv3fc" (channels, width, factor), "vgg16" (channels, dropout), "cresnet20", "preresnet20",
+            "preresnet110", "resnet158", "resnet164" (blocks, channels), "wrn28x10" (blocks, channels, widen); for texts
+            "lstm" (hidden, layers, dropout).
         inputs: (C, H, W) of one image, (L,) of one window of words.
         classes: number of classes.
         **sizes: the network's own sizes; the papers' by default.

@@ -230,6 +230,30 @@ def test_readers_of_a_fixed_axis_need_not_fit_its_units():
         gather(weights, *axes(free)["a"])
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_mistake_in_any_one_of_many_axes_is_found(place):
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+
+        def forward(self, x):
+            for i, layer in enumerate(self.linear):
+                x = layer(x).relu()
+                x = x * torch.arange(1, 7) if i == place else x  # gives the units of one axis an order
+            return x
+
+    names = [None, "h0", "h1", "h2", "h3", None]
+    layers = [Layer(f"linear.{i}", names[i], names[i + 1]) for i in range(5)]
+    with pytest.raises(ValueError, match=f"permuting axis 'h{place}' must leave"):
+        verify(Deep(), layers, torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_normalisation_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="name 'nrom' as a normalisation, which this network does not have"):
+        check_cover(Joined(), [*JOINED[:3], Layer("z", ("a", "b"), None, pre_norm="nrom", widths=(12, 16))])
+
+
 def test_equal_permutations_of_two_axes_do_not_hide_a_mistake():
     # Two units can only change places: were all axes permuted at once, the two norms would be permuted alike.
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 3))

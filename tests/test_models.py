@@ -42,6 +42,11 @@ def test_the_width_factor_scales_the_dense_layers_alone(factor, units):
     assert [conv.out_channels for conv in net.convs] == [32, 64, 128]
 
 
+def test_dropout_of_vgg16_is_the_papers_unless_asked_otherwise():
+    rates = [models.build("vgg16", (1, 8, 8), 10, channels=2, **more).dropout.p for more in ({}, {"dropout": 0.1})]
+    assert rates == [0.5, 0.1]
+
+
 @pytest.mark.parametrize("pre", [True, False])
 def test_bottlenecks_permute_with_and_without_pre_activation(pre):
     net = models.ResNet((3, 8, 8), 5, blocks=2, channels=2, bottleneck=True, pre_activation=pre)

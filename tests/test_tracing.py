@@ -168,6 +168,22 @@ def tied_words() -> nn.Module:
     return net
 
 
+def one_head(net: Net, x: Tensor) -> Tensor:
+    h = net.a(x).flatten(2).transpose(1, 2)
+    weights = (net.q(h) @ net.k(h).transpose(1, 2)).softmax(-1)
+    return net.z((h + net.o(weights @ net.v(h))).mean(1))
+
+
+def largest(net: Net, x: Tensor) -> Tensor:
+    h = net.a(x.flatten(1)).relu()
+    return net.z(h) + h.max(1)[1][:, None]
+
+
+def pairs(net: Net, x: Tensor) -> Tensor:
+    h, k = net.a(x.flatten(1)), net.b(x.flatten(1))
+    return net.z((h[:, :, None] * k[:, None, :] * net.w).sum(2)) + net.y(k)
+
+
 def conv(m: int, n: int, size: int = 1, **more: int) -> nn.Conv2d:
     return nn.Conv2d(m, n, size, **more)
 
@@ -237,6 +253,24 @@ CONSTRUCTS = {  # name: network, free axes, fixed axes
     "attention written by hand": (Net(
         attend, a=conv(3, 6, 4, stride=4), q=nn.Linear(6, 6), k=nn.Linear(6, 6), v=nn.Linear(6, 6), o=nn.Linear(6, 6),
         z=nn.Linear(6, 5)), 1, 1),
+    "attention of one head by hand": (Net(
+        one_head, a=conv(3, 6, 4, stride=4), q=nn.Linear(6, 4), k=nn.Linear(6, 4), v=nn.Linear(6, 5), o=nn.Linear(5, 6),
+        z=nn.Linear(6, 5)), 3, 0),
+    "which unit is largest": (Net(largest, a=nn.Linear(192, 6), z=nn.Linear(6, 5)), 0, 1),
+    "units in reverse": (Net(
+        lambda s, x: s.z(s.b(s.a(x).flip(1)).relu().mean((2, 3))), a=conv(3, 4), b=conv(4, 6), z=nn.Linear(6, 5)), 1, 1),
+    "a number for each pair of units": (Net(
+        pairs, a=nn.Linear(192, 6), b=nn.Linear(192, 4), w=parameter(6, 4), y=nn.Linear(4, 5), z=nn.Linear(6, 5)), 1, 1),
+    "a number for each pixel": (Net(
+        lambda s, x: s.z((s.a(x) + s.b).relu().flatten(1)), a=conv(3, 4), b=parameter(8, 8), z=nn.Linear(256, 5)), 1, 1),
+    "data added to units": (Net(
+        lambda s, x: s.z((s.a(x) + x).relu().mean((2, 3))), a=conv(3, 3), z=nn.Linear(3, 5)), 0, 1),
+    "maps and units added": (Net(
+        lambda s, x: s.z((s.a(x).flatten(1) + s.b(x.flatten(1))).relu()),
+        a=conv(3, 2, 5, stride=3), b=nn.Linear(192, 8), z=nn.Linear(8, 5)), 0, 1),
+    "depth-wise behind a concatenation": (Net(
+        lambda s, x: s.z(s.d(torch.cat([s.a(x), s.b(x)], 1)).relu().mean((2, 3))),
+        a=conv(3, 3), b=conv(3, 4), d=conv(7, 7, 3, groups=7), z=nn.Linear(7, 5)), 2, 0),
     "mixed tokens": (Net(
         mix_tokens, a=conv(3, 6, 4, stride=4), t1=nn.Linear(4, 7), t2=nn.Linear(7, 4), c1=nn.Linear(6, 9),
         c2=nn.Linear(9, 6), z=nn.Linear(6, 5)), 3, 1),
@@ -307,6 +341,9 @@ REFUSED = {
     "unknown function": (nn.Sequential(Cell(), nn.Linear(6, 5)), "does not know what cumprod in '0' \\(Cell\\) does"),
     "unknown module": (Net(lambda s, x: s.z(s.a(x[:, 0])[0][:, -1]), a=nn.LSTM(8, 6), z=nn.Linear(6, 5)),
                        "does not know what module 'a' \\(LSTM\\) does to units; pass layers= by hand"),
+    "weights of two factors": (Net(lambda s, x: s.z(s.a(x.flatten(1))), z=nn.Linear(6, 5),
+                                   a=nn.utils.parametrizations.weight_norm(nn.Linear(192, 6))),
+                               "module 'a.parametrizations.weight.0' \\(_WeightNorm\\)"),
     "computed weights": (Net(lambda s, x: s.z(F.linear(x.flatten(1), s.a.weight * 2)), **dense),
                          "linear in the forward of Net \\(weights that are computed in the forward pass\\)"),
     "a parameter changed in place": (Net(doubled, **dense), "changes the parameter 'a.weight' in place by mul_"),

@@ -74,12 +74,10 @@ def _attention(ledger: Ledger, call: Call) -> tuple[Value, Value | None]:
     heads, size = module.num_heads, module.head_dim
     score, content = ([new_units(size) for _ in range(heads)] for _ in range(2))
     rows = tuple(run for label in (*score, *score, *content) for run in label or ())
-    weight, bias = f"{path}.in_proj_weight", f"{path}.in_proj_bias"
     reads = unify(unify(query.labels[-1], key.labels[-1]), value.labels[-1])
-    record = ledger.weight(weight, None, reads, rows)
+    record = ledger.weight(f"{path}.in_proj_weight", None, reads, rows)
     record.module, record.names = f"{path}.in_proj", tuple(
         f"{path}.{kind}{i}" for kind in ("score", "score", "value") for i in range(heads))
-    ledger.bind(bias, 0, record.writes)
     ledger.absorb(record, query)
     held = record.writes[2 * heads :] if record.writes else None
     out = ledger.weight(f"{path}.out_proj.weight", f"{path}.out_proj.bias", held, new_units(module.embed_dim))

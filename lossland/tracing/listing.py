@@ -28,8 +28,7 @@ def listed(ledger: Ledger, parameters: Collection[str]) -> list[Layer]:
             _place(record, {*written, *read})
     _settle(records, written, read)
     names = _names(records)
-    return [_layer(record, names, single={axis for axis in written if written[axis] == 1 and not read[axis]})
-            for record in records]
+    return [_layer(record, names, unread={axis for axis in written if not read[axis]}) for record in records]
 
 
 def _place(record: Record, known: Collection[Axis]) -> None:
@@ -44,9 +43,6 @@ def _place(record: Record, known: Collection[Axis]) -> None:
 def _settle(records: list[Record], written: Counter[Axis], read: Counter[Axis]) -> None:
     """Fix the axes whose units cannot change places."""
     for record in records:
-        for run in record.reads or ():
-            if run.axis is not None and run.size % run.axis.root().n:
-                fix((run,))
         for axis in roots(record.writes):
             # An axis without readers is free only if it is contracted with itself: queries and keys of attention.
             if axis.output or (not read[axis] and written[axis] < 2):
@@ -68,9 +64,9 @@ def _named(label: Label, names: dict[Axis, str]) -> str | tuple[str | None, ...]
     return found if len(found) > 1 else found[0]
 
 
-def _layer(record: Record, names: dict[Axis, str], *, single: Collection[Axis]) -> Layer:
+def _layer(record: Record, names: dict[Axis, str], *, unread: Collection[Axis]) -> Layer:
     reads, writes = (_named(label, names) for label in (record.reads, record.writes))
-    ends = [axis for axis in roots(record.writes) if axis.output and (axis in single or axis not in names)]
+    ends = [axis for axis in roots(record.writes) if axis.output and (axis in unread or axis not in names)]
     if ends:
         reads, writes = (None if record.kind == "each" else reads), None
     fixed = writes is not None and any(axis.fixed for axis in roots(record.writes))

@@ -266,7 +266,7 @@ _WORDS = {
     "logsigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign threshold clamp clip "
     "exp log log1p sqrt rsqrt square sin cos erf maximum minimum where dropout dropout1d dropout2d dropout3d "
     "alpha_dropout clone contiguous detach to type float double half type_as lerp addcmul positive sign eq ne lt gt le "
-    "ge masked_fill iadd isub imul itruediv stochastic_depth",
+    "ge masked_fill iadd isub imul itruediv",
     _views: "view reshape flatten unflatten squeeze unsqueeze ravel view_as reshape_as",
     _expand: "expand expand_as broadcast_to",
     _reorder: "permute transpose swapaxes swapdims movedim moveaxis t",
