@@ -118,8 +118,9 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     t = grid(path, points, swaps=swaps)
     leg, _ = path.locate(t)
     chosen = check_split(task, splits)
-    check_belongs(net, path.point(0.0), "the start of path")
-    walk = Walk(net, task, splits, path.point(0.0), len(t))
+    start = path.point(0.0)
+    check_belongs(net, start, "the start of path")
+    walk = Walk(net, task, splits, start, len(t))
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
         walk.along(path, t, bar.update)
     tables = []

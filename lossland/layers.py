@@ -221,7 +221,7 @@ def _random_state(net: nn.Module, generator: torch.Generator) -> dict[str, Tenso
             state[name] = noise / fan_in**0.5
             if name.endswith("running_var"):
                 state[name] = noise.abs() + 0.5
-            elif name.endswith("bias"):  # positive: a narrow layer whose ReLUs are all off would hide mistakes before it
+            elif name.endswith("bias"):  # positive: a narrow layer with all ReLUs off would hide mistakes before it
                 state[name] = state[name].abs()
         else:
             state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()

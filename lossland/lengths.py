@@ -30,16 +30,18 @@ class Lengths:
         c = coefficients.double().cpu()
         total = c.sum(-1)
         squares = torch.zeros(2, len(c), dtype=torch.float64)
+        gram = torch.zeros(len(points) + 1, len(points) + 1, dtype=torch.float64)
         for name, origin in self.origin.items():
             if name not in moving:
                 squares += torch.tensor(self._fixed(name, points[0][name]))[:, None] * total**2
                 continue
-            tensors = [point[name].double() for point in points]
-            for row, away in enumerate(([x - origin.double() for x in tensors], tensors)):
-                gram = torch.tensor([[float((x * y).sum()) for y in away[: i + 1]] + [0.0] * (len(away) - i - 1)
-                                     for i, x in enumerate(away)], dtype=torch.float64)
-                gram = gram + gram.tril(-1).T
-                squares[row] += torch.einsum("ti,ij,tj->t", c, gram, c)
+            rows = torch.stack([*(point[name].double().flatten() for point in points), origin.double().flatten()])
+            rows[:-1] -= rows[-1:]
+            gram += (rows @ rows.T).cpu()
+        # A member is sum of c_i (w_i - o) + total * o; its distance from the origin is the length of the first part.
+        for square, last in zip(squares, (torch.zeros_like(total), total), strict=True):
+            every = torch.cat([c, last[:, None]], 1)
+            square += torch.einsum("ti,ij,tj->t", every, gram, every)
         away, norm = squares.clamp(min=0).sqrt()
         return away, norm
 

@@ -151,7 +151,8 @@ class Path:
 
     def point(self, t: float) -> Weights:
         """Return the weights at one t, without a leading axis."""
-        return at(self(torch.tensor([t], dtype=torch.float64)), 0)
+        leg, s = self.locate(torch.tensor([t], dtype=torch.float64))
+        return at(self.legs[int(leg)](s), 0)
 
     def grid(self, per_leg: int) -> Tensor:
         """Return equidistant t (legs * (per_leg - 1) + 1,), float64, that contain every leg boundary.
