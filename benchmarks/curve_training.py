@@ -37,7 +37,7 @@ from lossland.weights import Weights, count, skeleton
 EPOCHS = 3  # per block; the first is not counted
 WIDE = {"mlp": {"width": 7550}}  # 6 million weights on 28 x 28 images
 CASES = {  # key of the result: (model, sizes, image, batches per epoch)
-    "overhead": ("conv2fc1", {}, (3, 32, 32), 3),
+    "overhead": ("3conv3fc", {}, (3, 32, 32), 2),
     "overhead_preresnet": ("preresnet20", {}, (3, 32, 32), 1),
     "mlp_overhead": ("mlp", WIDE["mlp"], (1, 28, 28), 6),
 }

@@ -94,36 +94,6 @@ class Family:
         """Return the coefficients (k,) float64 of one random member."""
         return self.coefficients(self.draw(generator))[0]
 
-    def steps(self, t: Tensor) -> Tensor:
-        """Return the l2 distances (T - 1,) float64 between neighbours among the members at t (T,).
-
-        They follow from inner products of the differences of neighbouring control points; no member is made.
-
-        Raises:
-            ValueError: unless the domain is an interval, or for fewer than two t.
-        """
-        self._check_interval("steps")
-        if t.ndim != 1 or len(t) < 2:
-            raise ValueError(f"t must hold at least two positions, got shape {tuple(t.shape)}")
-        k = len(self.points)
-        gram = torch.zeros(k - 1, k - 1, dtype=torch.float64)
-        for name in self.points[0]:
-            rows = torch.stack([point[name].detach().double().flatten() for point in self.points])  # (k, n)
-            gram += (rows.diff(dim=0) @ rows.diff(dim=0).T).cpu()
-        # By parts: a sum of c_i w_i whose c_i add up to zero is minus the sum of (c_0 + ... + c_i)(w_{i+1} - w_i).
-        c = self.coefficients(t.double().cpu()).diff(dim=0).cumsum(1)[:, :-1]  # (T - 1, k - 1)
-        return torch.einsum("ti,ij,tj->t", c, gram, c).clamp(min=0).sqrt()
-
-    def length(self, points: int = 121) -> float:
-        """Return the length of the curve as the polygon through its members at equidistant t; exact on a straight one.
-
-        Args:
-            points: members, both ends included; a chain is exact where its bends are among them.
-
-        Source: the numerator of G18 Table 2's length ratio.
-        """
-        return float(self.steps(torch.linspace(0, 1, points, dtype=torch.float64)).sum())
-
     def path(self) -> Path:
         """Return the family as a path from its first to its last control point.
 

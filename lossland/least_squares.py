@@ -30,7 +30,7 @@ class Moments:
         yx: (C, D) float64 sum of y x^T.
         yy: () float64 sum of |y|^2.
         count: number of samples N (patches, for a convolution).
-        products: dtype in which a block's products are computed before they are added up in float64.
+        products: dtype in which a block's products x x^T are computed before they are added up in float64.
 
     Source: AY20 Eq. (10): W = Y X^+ = (Y X^T) (X X^T)^+.
     """
@@ -56,7 +56,8 @@ class Moments:
         for i, left in enumerate(parts):
             for j, right in enumerate(parts[i:], i):
                 self.xx[i * size : (i + 1) * size, j * size : (j + 1) * size] += product(left, right)
-        self.yx += y.T @ x
+        # Few rows, so cheap in float64, and the residual, a difference of sums, needs its digits.
+        self.yx += y.double().T @ x.double()
         self.yy += y.double().square().sum()
         self.count += len(x)
 
