@@ -27,7 +27,7 @@ from lossland.evaluation import evaluate
 from lossland.features import Target
 from lossland.models import build, initial_weights
 from lossland.paths import Mix, Path, linear_basis
-from lossland.scoring import Stateless, Sums, add_point
+from lossland.evaluation.scoring import Stateless, Sums, add_point
 from lossland.tasks import Task
 from lossland.weights import Weights
 

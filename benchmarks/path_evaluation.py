@@ -17,7 +17,7 @@ from lossland.evaluation import evaluate
 from lossland.kernels import class_scores
 from lossland.models import build, initial_weights
 from lossland.paths import segment
-from lossland.scoring import batches
+from lossland.evaluation.scoring import batches
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, skeleton
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lossland.evaluation import check_split, check_sums
+from lossland.evaluation.lengths import Lengths
+from lossland.evaluation.mixtures import Mixtures
+from lossland.evaluation.scoring import Sums
 from lossland.families import Family
-from lossland.lengths import Lengths
-from lossland.mixtures import Mixtures
 from lossland.paths import Mix, Path
-from lossland.scoring import Sums
 from lossland.tasks import Task
 from lossland.training import Checkpoint
 from lossland.weights import Weights, at, check_belongs, check_match, inner

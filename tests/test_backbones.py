@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from lossland import batchnorm, models
-from lossland.backbones import Backbone, cuts
-from lossland.costs import Cost, multiply_adds
+from lossland.ensembles.backbones import Backbone, cuts
+from lossland.ensembles.costs import Cost, multiply_adds
 from lossland.layers import Layer
 from lossland.weights import skeleton
 

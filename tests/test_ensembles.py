@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.functional import linear, log_softmax, relu
 from torch.testing import assert_close
 
-from lossland import ensembles, heads, metrics, models
-from lossland.backbones import cuts
+from lossland import ensembles, metrics, models
+from lossland.ensembles import heads, weight_adjusted
 from lossland.ensembles import averaged, ensemble_cost, independent, running_average, wa_ensemble
+from lossland.ensembles.backbones import cuts
 from lossland.evaluation import predict
 from lossland.layers import Layer
 from lossland.tracing import trace
@@ -117,8 +118,8 @@ def test_adjusting_all_layers_is_the_independent_ensemble(name):
 def test_the_backbone_runs_once_for_all_members(monkeypatch):
     net, calls = NETS["vgg16"](), []
     found = wa_ensemble(net, drawn(net), TASK, n=3)
-    features = ensembles.Backbone.features
-    monkeypatch.setattr(ensembles.Backbone, "features", lambda self, w, b, x: calls.append(len(x)) or
+    features = weight_adjusted.Backbone.features
+    monkeypatch.setattr(weight_adjusted.Backbone, "features", lambda self, w, b, x: calls.append(len(x)) or
                         features(self, w, b, x))
     found.predict(TASK)
     assert calls == [len(TASK.test)]
@@ -129,7 +130,7 @@ def test_batches_of_images_change_nothing(monkeypatch):
     members = drawn(net)
     whole = wa_ensemble(net, members, TASK, n=2)
     expected = whole.predict(TASK), whole.scores(TASK)
-    for module, name, value in ((ensembles, "_BATCH", 7), (heads, "_BLOCK", 11)):
+    for module, name, value in ((weight_adjusted, "_BATCH", 7), (heads, "_BLOCK", 11)):
         monkeypatch.setattr(module, name, value)
     parts = wa_ensemble(net, members, TASK, n=2)
     assert_close(parts.predict(TASK), expected[0])

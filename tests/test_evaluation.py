@@ -51,8 +51,8 @@ def test_small_blocks_of_images_change_nothing(monkeypatch):
         net, (a, b, _) = ends(name)
         whole = ev.evaluate(net, paths.segment(a, b), TASK, points=5)
         with monkeypatch.context() as patch:
-            patch.setattr("lossland.scoring.SHARED", 8 * 2 * 9 * 7)
-            patch.setattr("lossland.scoring.BATCH", 3)
+            patch.setattr("lossland.evaluation.scoring.SHARED", 8 * 2 * 9 * 7)
+            patch.setattr("lossland.evaluation.scoring.BATCH", 3)
             assert np.allclose(ev.evaluate(net, paths.segment(a, b), TASK, points=5).nll, whole.nll, rtol=1e-12)
 
 

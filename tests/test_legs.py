@@ -138,8 +138,8 @@ def test_rank_two_updates_equal_one_network_at_a_time(bias):
 def test_tiles_change_nothing(monkeypatch):
     net, _, leg = stage()
     whole = ev.evaluate(net, Path((leg,)), TASK, points=3)
-    monkeypatch.setattr("lossland.scoring._TILE", (2, 7))
-    monkeypatch.setattr("lossland.scoring.SHARED", 8 * 9 * 20)
+    monkeypatch.setattr("lossland.evaluation.scoring._TILE", (2, 7))
+    monkeypatch.setattr("lossland.evaluation.scoring.SHARED", 8 * 9 * 20)
     assert np.allclose(ev.evaluate(net, Path((leg,)), TASK, points=3).nll, whole.nll, rtol=1e-12, atol=0)
 
 

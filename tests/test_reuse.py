@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from conftest import make_task
 from lossland import evaluation as ev
-from lossland import mixtures, models, paths, scoring
+from lossland import models, paths
+from lossland.evaluation import mixtures, scoring
+from lossland.evaluation.reuse import Batch, Member, Span
 from lossland.recording import Recording
-from lossland.reuse import Batch, Member, Span
 from lossland.weights import Weights, from_vector, skeleton
 
 TASK = make_task(shape=(1, 8, 8))

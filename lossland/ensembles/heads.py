@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lossland.backbones import Backbone, Features
+from lossland.ensembles.backbones import Backbone, Features
 from lossland.errors import choose
 from lossland.features import PATCHES, blocks, groups_of, products_dtype, rows_of
 from lossland.layers import Layer

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lossland.evaluation.scoring import Stateless, Sums, logits_of
+from lossland.evaluation.walks import Walk
 from lossland.families import Family
 from lossland.legs import Swaps
 from lossland.paths import Path
-from lossland.scoring import Stateless, Sums, logits_of
 from lossland.tasks import Split, Task
-from lossland.walks import Walk
 from lossland.weights import Weights, check_belongs, check_finite
 
 

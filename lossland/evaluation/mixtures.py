@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear
 
-from lossland import kernels, scoring
+from lossland import kernels
+from lossland.evaluation import scoring
 from lossland.batchnorm import Estimate, estimating
+from lossland.evaluation.reuse import PROBE, Batch, Member, Span
+from lossland.evaluation.scoring import Sums, batches, one_hidden
 from lossland.paths import Mix, adds_up
-from lossland.reuse import PROBE, Batch, Member, Span
-from lossland.scoring import Sums, batches, one_hidden
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, mix, skeleton
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from lossland import scoring
-from lossland.lengths import Lengths
-from lossland.mixtures import Mixtures, skeletons_of
+from lossland.evaluation import scoring
+from lossland.evaluation.lengths import Lengths
+from lossland.evaluation.mixtures import Mixtures, skeletons_of
+from lossland.evaluation.scoring import Exchanges, Sums, one_hidden
 from lossland.paths import Leg, Mix, Path
-from lossland.scoring import Exchanges, Sums, one_hidden
 from lossland.tasks import Task
 from lossland.weights import Weights, at
 
