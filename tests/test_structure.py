@@ -21,7 +21,7 @@ LEVELS = [
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units"],
     ["layers", "tasks", "paths", "metrics", "recording"],
-    ["residual", "recurrent", "batchnorm", "neurons", "families"],
+    ["residual", "recurrent", "batchnorm", "neurons", "families", "corruptions"],
     ["models", "features", "tracing"],
     ["flows", "adjust", "legs", "flat", "refit"],
     ["archive", "stages", "evaluation", "training"],
