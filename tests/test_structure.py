@@ -25,7 +25,7 @@ LEVELS = [
     ["models", "features", "tracing"],
     ["flows", "adjust", "legs", "flat", "refit"],
     ["archive", "stages", "evaluation", "training"],
-    ["flow_training", "recipes", "planes", "search", "summaries", "contours", "stage_figures", "ensembles"],
+    ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures", "ensembles"],
     ["many", "connect", "learned"],
     ["figures", "slider", "__init__"],
 ]

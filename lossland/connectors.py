@@ -1,0 +1,117 @@
+"""Whether a path or a simplex connects its ends without loss of accuracy: W21's Definitions 1 and 2, with an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from lossland.evaluation import default_points, evaluate
+from lossland.evaluation.scoring import Stateless, Sums, add_point
+from lossland.families import Family
+from lossland.paths import Path
+from lossland.tasks import Task
+from lossland.weights import check_belongs
+
+
+@dataclass(frozen=True)
+class Connector:
+    """What was found on the way between some networks.
+
+    Attributes:
+        worst: smallest accuracy of the networks that were looked at [fraction].
+        at: where: (t,), or barycentric coordinates (m,).
+        ends: accuracies of the ends [fractions].
+        low, high: interval of the worst network's accuracy on images like these.
+        networks: how many were looked at, the ends included.
+        images: how many (words, of a text) they were tested on.
+    """
+
+    worst: float
+    at: tuple[float, ...]
+    ends: tuple[float, ...]
+    low: float
+    high: float
+    networks: int
+    images: int
+
+    @property
+    def mean(self) -> float:
+        """Return the mean accuracy of the ends: the bar of the definitions."""
+        return sum(self.ends) / len(self.ends)
+
+    @property
+    def verdict(self) -> str:
+        """Return "yes": the worst reaches the mean of the ends; "no": its interval lies below; "undecided"."""
+        return "yes" if self.worst >= self.mean else "no" if self.high < self.mean else "undecided"
+
+    def __str__(self) -> str:
+        """Return one sentence."""
+        where = ", ".join(f"{value:.3g}" for value in self.at)
+        return (f"{self.verdict}: the worst of {self.networks} networks, at {where}, has {self.worst:.2%} "
+                f"({self.low:.2%} to {self.high:.2%}) on {self.images} images; the ends have {self.mean:.2%} on average")
+
+
+@torch.no_grad()
+def is_connector(net: nn.Module, path: Path | Family, task: Task, *, points: int | None = None, split: str = "test",
+                 level: float = 0.95, seed: int = 0) -> Connector:
+    """Return whether a path connects its ends, or a simplex its corners: is the worst network as accurate as they are?
+
+    The definitions compare an infimum with the mean accuracy of the ends "up to" an unsaid tolerance. Here the infimum
+    is the worst of the networks looked at, and the tolerance is what the number of images leaves open: an exact
+    (Clopper-Pearson) interval of its accuracy. As it is the worst of T networks, chosen by looking, the interval has
+    level 1 - (1 - level) / T, so that the intervals of all T would hold together (Bonferroni). The ends' mean is taken
+    as it was measured; all networks see the same images, which makes differences smaller than the interval says.
+
+    Args:
+        net: the network.
+        path: a path, a family over an interval, or a simplex.
+        task: the data.
+        points: networks looked at: on a path as `evaluate` takes them, None: its default; on a simplex its corners, its
+            centre and random members, None: 61.
+        split: of the task.
+        level: of the interval.
+        seed: of the random members of a simplex.
+
+    Raises:
+        ValueError: for a family of one point, a level outside (0, 1), or fewer points than the ends (and the centre).
+
+    Source: W21 Definition 1 (paths) and Definition 2 (m-connectors); the interval is ours.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be a fraction between 0 and 1, got {level!r}")
+    if isinstance(path, Family) and path.domain == "simplex":
+        places = _in_simplex(path, 61 if points is None else points, seed)
+        accuracies = _accuracies(net, path, places, task, split)
+        ends = accuracies[: len(path.points)]
+    else:
+        points = default_points(path) if points is None else points
+        table = evaluate(net, path, task, points=points, splits=(split,))
+        places, accuracies = torch.tensor(table.t.to_numpy())[:, None], torch.tensor(table.accuracy.to_numpy())
+        ends = accuracies[[0, -1]]
+    images = task.split(split).labels.numel()
+    row = int(accuracies.argmin())
+    worst = float(accuracies[row])
+    interval = binomtest(round(worst * images), images).proportion_ci(1 - (1 - level) / len(places), method="exact")
+    return Connector(worst, tuple(places[row].tolist()), tuple(ends.tolist()), float(interval.low),
+                     float(interval.high), len(places), images)
+
+
+def _in_simplex(family: Family, count: int, seed: int) -> Tensor:
+    """Return coordinates (T, m): the m corners first, then the centre, then random ones."""
+    m = len(family.points)
+    if count <= m:
+        raise ValueError(f"points must be > {m}, for {m} corners and the centre, got {count}")
+    drawn = family.draw(torch.Generator().manual_seed(seed), count - m - 1) if count > m + 1 else torch.empty(0, m)
+    return torch.cat([torch.eye(m, dtype=torch.float64), torch.full((1, m), 1 / m, dtype=torch.float64), drawn])
+
+
+def _accuracies(net: nn.Module, family: Family, places: Tensor, task: Task, split: str) -> Tensor:
+    """Return the accuracies (T,) of a simplex's members at coordinates (T, m)."""
+    check_belongs(net, family.points[0], "family.points[0]")
+    function, sums, part = Stateless(net, task), Sums.zeros(len(places)), task.split(split)
+    for row, place in enumerate(places):
+        add_point(sums, row, function, family.member(place), part)
+    return torch.from_numpy(sums.columns(part.labels.numel())["accuracy"])

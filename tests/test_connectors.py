@@ -1,0 +1,79 @@
+"""Connectors: verdicts that are known, intervals that hold, simplexes and paths alike."""
+
+import pytest
+import torch
+from conftest import make_task
+from scipy.stats import binom
+
+from lossland import families, models
+from lossland.connectors import Connector, is_connector
+from lossland.evaluation import evaluate
+from lossland.paths import segment
+from lossland.recipes import recipe_for
+from lossland.training import fit
+
+TASK = make_task((1, 6, 6), test=200)
+
+
+def net() -> torch.nn.Module:
+    return models.MLP((1, 6, 6), 3, widths=(8,))
+
+
+def drawn(seed: int) -> dict:
+    return models.initial_weights(net(), torch.Generator().manual_seed(seed))
+
+
+def good(seed: int) -> dict:
+    return fit(net(), families.point(drawn(seed)), TASK, recipe_for(TASK, epochs=8, lr=0.1, batch_size=16), seed=seed).family.points[0]
+
+
+def test_a_network_and_itself_are_connected():
+    a = good(1)
+    found = is_connector(net(), segment(a, a), TASK, points=5)
+    assert found.verdict == "yes" and found.worst == found.mean == found.ends[0] and found.networks == 5
+
+
+def test_a_way_through_a_broken_network_is_none():
+    a = good(1)
+    broken = {name: -tensor for name, tensor in a.items()}
+    middle = families.chain(a, a).with_points((a, broken, a))
+    found = is_connector(net(), middle, TASK, points=11)
+    assert found.verdict == "no" and found.high < found.mean and found.worst < 0.6 < found.mean
+    table = evaluate(net(), middle, TASK, points=11, splits=("test",))
+    assert found.worst == table.accuracy.min() and found.at == (table.t[table.accuracy.idxmin()],)
+
+
+def test_a_loss_that_the_images_cannot_tell_is_undecided():
+    found = Connector(0.95, (0.5,), (0.96, 0.96), 0.91, 0.975, 61, 500)
+    assert found.verdict == "undecided"
+    assert str(found) == ("undecided: the worst of 61 networks, at 0.5, has 95.00% (91.00% to 97.50%) on 500 images; "
+                          "the ends have 96.00% on average")
+
+
+def test_the_interval_is_exact_and_wider_for_more_networks():
+    a = drawn(3)  # untrained: about a third is right
+    few, many = (is_connector(net(), segment(a, a), TASK, points=points) for points in (2, 50))
+    hits, n = round(few.worst * 200), 200
+    tail = 0.05 / 2 / 2  # two networks, two sides
+    assert binom.sf(hits - 1, n, few.low) == pytest.approx(tail) and binom.cdf(hits, n, few.high) == pytest.approx(tail)
+    assert many.low < few.low and many.high > few.high
+
+
+def test_a_simplex_is_looked_at_in_corners_centre_and_at_random():
+    corners = [good(seed) for seed in (1, 2, 3)]
+    family = families.simplex(corners)
+    found = is_connector(net(), family, TASK, points=12)
+    singles = [evaluate(net(), segment(c, c), TASK, points=[0.0], splits=("test",)).accuracy[0] for c in corners]
+    assert found.ends == tuple(singles) and found.networks == 12 and sum(found.at) == pytest.approx(1)
+    centre = evaluate(net(), segment(family.midpoint(), corners[0]), TASK, points=[0.0], splits=("test",)).accuracy[0]
+    assert is_connector(net(), family, TASK, points=4).worst == min(*singles, centre) >= found.worst
+
+
+def test_what_cannot_be_connected_is_refused():
+    a = drawn(1)
+    with pytest.raises(ValueError, match=r"path\(\) needs a family over an interval, got a point"):
+        is_connector(net(), families.point(a), TASK)
+    with pytest.raises(ValueError, match="level must be a fraction between 0 and 1, got 95"):
+        is_connector(net(), segment(a, a), TASK, level=95)
+    with pytest.raises(ValueError, match="points must be > 3, for 3 corners and the centre, got 3"):
+        is_connector(net(), families.simplex([a, a, a]), TASK, points=3)
