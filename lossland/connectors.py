@@ -1,4 +1,4 @@
-"""Whether a path or a simplex connects its ends without loss of accuracy: W21's Definitions 1 and 2, with an interval."""
+"""Whether a path or a simplex connects its ends without loss of accuracy: Definitions 1 and 2 of W21."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Connector:
         """Return one sentence."""
         where = ", ".join(f"{value:.3g}" for value in self.at)
         return (f"{self.verdict}: the worst of {self.networks} networks, at {where}, has {self.worst:.2%} "
-                f"({self.low:.2%} to {self.high:.2%}) on {self.images} images; the ends have {self.mean:.2%} on average")
+                f"({self.low:.2%} to {self.high:.2%}) on {self.images} images; "
+                f"the ends have {self.mean:.2%} on average")
 
 
 @torch.no_grad()
