@@ -52,7 +52,9 @@ class Table:
 
     def _cells(self, row: tuple[str, ...]) -> str:
         first = "".join(f'<th scope="row" style="text-align:left">{escape(cell)}</th>' for cell in row[: self.headers])
-        return first + "".join(f"<td>{escape(cell)}</td>" for cell in row[self.headers :])
+        # A line that ends between a mean and its deviation is hard to read.
+        cells = (escape(cell).replace(" ± ", "&nbsp;±&nbsp;") for cell in row[self.headers :])
+        return first + "".join(f"<td>{cell}</td>" for cell in cells)
 
     def _repr_markdown_(self) -> str:
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
@@ -67,13 +69,16 @@ class Table:
         return "\n".join([self.caption, "", *(text.rstrip() for text in texts)])
 
 
-def mean_sd(values: ArrayLike | Tensor | None, percent: bool = True, *, digits: int | None = None) -> str:
+def mean_sd(
+    values: ArrayLike | Tensor | None, percent: bool = True, *, digits: int | None = None, alone: str = "one run",
+) -> str:
     """Return "97.1 ± 0.3": mean and standard deviation (n - 1) over repeats.
 
     Args:
         values: One number per repeat (seed, pair); fractions where `percent`. None or empty: nothing was run.
         percent: Print hundredths; the unit belongs in the heading.
         digits: Decimals; 1 for per cent and 3 otherwise unless given.
+        alone: What stands in brackets behind a single value; "": nothing, where the caption says it.
 
     Returns:
         "mean ± deviation"; "mean (one run)" for a single value; "not run" for none.
@@ -97,7 +102,7 @@ def mean_sd(values: ArrayLike | Tensor | None, percent: bool = True, *, digits: 
         return COLUMNS["run"][1]
     array = array * 100 if percent else array
     mean = f"{array.mean():.{digits}f}"
-    return f"{mean} ± {array.std(ddof=1):.{digits}f}" if array.size > 1 else f"{mean} (one run)"
+    return f"{mean} ± {array.std(ddof=1):.{digits}f}" if array.size > 1 else f"{mean} ({alone})" if alone else mean
 
 
 def results_table(rows: Iterable[Mapping[str, Any]], *, caption: str) -> Table:

@@ -381,6 +381,7 @@ def test_mean_and_deviation_by_hand() -> None:
     assert tables.mean_sd([0.968, 0.971, 0.974]) == "97.1 ± 0.3"
     assert tables.mean_sd(torch.tensor([1.0, 3.0]), percent=False) == "2.000 ± 1.414"
     assert tables.mean_sd([0.5], digits=2) == "50.00 (one run)"
+    assert tables.mean_sd([0.5], alone="one pair") == "50.0 (one pair)" and tables.mean_sd([0.5], alone="") == "50.0"
     assert tables.mean_sd([]) == tables.mean_sd(None) == "not run"
 
 
@@ -400,6 +401,12 @@ def test_a_results_table_has_caption_and_headers_and_no_empty_cell() -> None:
         "AY20 Table 3, Linear <1>", "<82 | 1", "not run", "81.25", "shape only: other data",
         "Arc", "not given", "not run", "not run", "no",
     ]
+
+
+def test_no_line_ends_between_a_mean_and_its_deviation() -> None:
+    shown = tables.table(pd.DataFrame({"of": ["a ± b"], "worst": ["97.1 ± 0.3"]}), caption="c")
+    assert _Page(shown._repr_html_()).words[-1] == "97.1\u00a0±\u00a0" + "0.3"
+    assert "97.1 ± 0.3" in repr(shown) and "97.1 ± 0.3" in shown._repr_markdown_()
 
 
 def test_a_results_table_reads_well_in_a_terminal_and_in_markdown() -> None:
