@@ -1,5 +1,6 @@
 """Planes through weight space as filled contours."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -61,12 +62,13 @@ def plot_plane(frame: pd.DataFrame, *, metric: str = "nll", levels: int | Sequen
     bar = figure.colorbar(filled, ax=axes, ticks=edges, spacing="uniform")
     bar.ax.set_yticks(edges, [f"{edge:#.3g}".rstrip(".") for edge in edges])
     bar.set_label(label)
-    for number, (name, curve) in enumerate((path_xy or {}).items()):
-        way = pairs(curve, f"path_xy[{name!r}]")
+    ways = {name: pairs(curve, f"path_xy[{name!r}]") for name, curve in (path_xy or {}).items()}
+    for number, (name, way) in enumerate(ways.items()):
         axes.plot(way[:, 0], way[:, 1], color="white", lw=2, ls=DASHES[number % len(DASHES)], label=name,
                   path_effects=[withStroke(linewidth=3.6, foreground="black")])
-    _mark(axes, frame.attrs.get("points", {}), x, y)
     flat = ratio < _FLATTEST
+    size = 72 * np.array([WIDTH - 1.8, 1.5 if flat else panel])  # of the panel [points]
+    _mark(axes, frame.attrs.get("points", {}), np.array([x[0], y[0]]), size / (x[-1] - x[0], y[-1] - y[0]), size, ways)
     axes.set(aspect="auto" if flat else "equal", xlabel="x in the plane (l2 distance)",
              ylabel="y, stretched (l2 distance)" if flat else "y in the plane (l2 distance)")
     axes.locator_params(nbins=6)
@@ -129,12 +131,28 @@ def _levels(values: np.ma.MaskedArray, levels: int | Sequence[float], *, falling
     return known.max() - steps[::-1] if falling else known.min() + steps
 
 
-def _mark(axes: Axes, points: Mapping[str, Sequence[float]], x: np.ndarray, y: np.ndarray) -> None:
-    outline = [withStroke(linewidth=3, foreground="black")]
+def _mark(axes: Axes, points: Mapping[str, Sequence[float]], corner: np.ndarray, scale: np.ndarray, size: np.ndarray,
+          ways: Mapping[str, np.ndarray]) -> None:
+    lines = [(way - corner) * scale for way in ways.values()]
     for name, (across, up) in points.items():
         axes.plot(across, up, "o", ms=7, mfc="white", mec="black", mew=1.2, zorder=5)
-        # Away from the nearer edge, so that no label leaves the panel.
-        right, top = across > (x[0] + x[-1]) / 2, up > (y[0] + y[-1]) / 2
-        axes.annotate(name, (across, up), xytext=(-7 if right else 7, -8 if top else 8), textcoords="offset points",
-                      ha="right" if right else "left", va="top" if top else "bottom", color="white", zorder=6,
-                      path_effects=outline)
+        right, above = _place(name, (np.array([across, up]) - corner) * scale, size, lines)
+        axes.annotate(name, (across, up), xytext=(right, above), textcoords="offset points",
+                      ha="right" if right < 0 else "left", va="top" if above < 0 else "bottom", color="white", zorder=6,
+                      path_effects=[withStroke(linewidth=3, foreground="black")])
+
+
+def _place(name: str, at: np.ndarray, size: np.ndarray, lines: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return where a label goes, relative to its mark [points]: into the panel first, then off the curves."""
+    label = np.array([8.0 * len(name), 12.5])
+    inwards = np.where(at > size / 2, -1, 1)  # away from the nearer edges
+    turns = inwards * [(1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0)]
+    dense = [np.linspace(a, b, 20) for line in lines for a, b in itertools.pairwise(line)]
+
+    def faults(offset: np.ndarray) -> tuple[bool, int]:
+        low = at + offset - np.where(offset < 0, label, 0)
+        hits = sum(((piece > low - 2) & (piece < low + label + 2)).all(1).sum() for piece in dense)
+        return bool((low < 0).any() or (low + label > size).any()), int(hits)
+
+    best = min(7 * turns, key=faults)
+    return float(best[0]), float(best[1])

@@ -181,6 +181,26 @@ def test_points_and_curves_are_marked_at_equal_scales() -> None:
     assert axes.get_aspect() == 1
 
 
+@pytest.mark.parametrize("curve", ["bezier", "chain"])
+@pytest.mark.parametrize("height", [5.0, 12.0, -5.0])
+def test_labels_of_marks_stay_off_the_curve_and_in_the_panel(curve: str, height: float) -> None:
+    t = np.linspace(0, 1, 121)[:, None]
+    ends, bend = (np.array([0.0, 0.0]), np.array([20.0, 0.0])), np.array([10.0, height])
+    bezier = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * bend + t**2 * ends[1]
+    way = bezier if curve == "bezier" else np.array([ends[0], bend, ends[1]])
+    x, y = np.meshgrid(np.linspace(-8, 28, 9), np.linspace(min(0, height) - 3, max(0, height) + 3, 9))
+    frame = pd.DataFrame({"x": x.ravel(), "y": y.ravel(), "nll": 0.1 + (x.ravel() - 10) ** 2 + y.ravel() ** 2})
+    frame.attrs["points"] = {"A": ends[0], "B": ends[1], "bend": bend}
+    figure = figures.plot_plane(frame, path_xy={"way": way})
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    dense = np.concatenate([np.linspace(a, b, 20) for a, b in zip(way[:-1], way[1:], strict=True)])
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert not box.count_contains(axes.transData.transform(dense)), text.get_text()
+        assert axes.bbox.x0 <= box.x0 and axes.bbox.y0 <= box.y0 and box.x1 <= axes.bbox.x1 and box.y1 <= axes.bbox.y1
+
+
 def test_a_plane_that_is_hardly_higher_than_a_line_is_stretched_and_says_so() -> None:
     frame = _plane()
     frame["y"] /= 20
