@@ -71,6 +71,17 @@ class FlatNetwork:
         loss.backward()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
+    def clip(self, largest: float) -> None:
+        """Scale the gradient down to an l2 norm of at most `largest`, as `torch.nn.utils.clip_grad_norm_` does."""
+        if self._gradient is not None:
+            parts = [self._gradient]
+        else:
+            parts = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = torch.stack([part.norm() for part in parts]).norm()
+        scale = (largest / (norm + 1e-6)).clamp(max=1.0)
+        for part in parts:
+            part.mul_(scale)
+
     def gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the gradient in pieces that may be written to: where in a vector (P,), and the numbers.
 

@@ -82,9 +82,10 @@ def fit_many(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Reci
     if way == "one by one" or (way == "auto" and not together(net, count(starts[0]))):
         return [fit(net, point(start), task, recipe, seed=seed, progress=progress).family.points[0]
                 for start, seed in zip(starts, seeds, strict=True)]
-    if (found := _unstackable(net)) or recipe.precision == "bfloat16":
-        raise ValueError(f"way='together' needs a network without batch norm and dropout, and float32 or float64, got "
-                         f"{found or recipe.precision}; use way='one by one'")
+    if (found := _unstackable(net)) or recipe.precision == "bfloat16" or recipe.clip:
+        limit = f"clip={recipe.clip:g}" if recipe.clip else recipe.precision
+        raise ValueError(f"way='together' needs a network without batch norm and dropout, and float32 or float64 "
+                         f"without clipping, got {found or limit}; use way='one by one'")
     return _train(net, starts, task, recipe, seeds, progress=progress, checkpoint=checkpoint)
 
 

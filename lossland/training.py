@@ -1,14 +1,10 @@
-"""Training: one loop for single networks, curves and subspaces.
-
-A control point is one flat vector. A step mixes the control points into a flat buffer whose views are the network's
-parameters, takes the gradient there, and gives control point i the gradient times its coefficient (G18 A.2, W21
-Eq. (3)): no autograd graph runs through the combination.
-"""
+"""Training: one loop for single networks, curves, subspaces, and for the members of ensembles along the way."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pandas as pd
@@ -16,16 +12,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lossland.descent import Run, State, step
 from lossland.families import Family
 from lossland.flat import FlatNetwork, dropout_seed
 from lossland.sampling import stream_seed
-from lossland.schedules import Recipe, learning_rate
+from lossland.schedules import Recipe, learning_rate, rate
 from lossland.tasks import Task
-from lossland.weights import Weights, check_belongs, from_vector
+from lossland.weights import Weights, check_belongs, check_finite, from_vector
 
-__all__ = ["Checkpoint", "Fit", "Recipe", "VERSION", "fit", "learning_rate"]
+__all__ = ["Checkpoint", "Collector", "Fit", "Recipe", "VERSION", "fit", "learning_rate"]
 
 VERSION = 1  # of the numbers this loop produces: raised whenever the same recipe would give other weights
+_COLLECTED = "collected."
 
 
 class Checkpoint(Protocol):
@@ -38,108 +36,25 @@ class Checkpoint(Protocol):
         """Keep tensors and facts, replacing the ones before."""
 
 
-@dataclass
-class _State:
-    """All that changes during training; with the recipe and the seed it determines the rest of the run."""
+class Collector(Protocol):
+    """What takes networks out of a training run at chosen iterations; its state is part of the checkpoint."""
 
-    points: Tensor  # (k, P)
-    free: list[int]  # numbers of the f points that training moves
-    velocity: Tensor  # (f, P)
-    epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    def wants(self, iteration: int) -> bool:
+        """Return whether the weights after this iteration, counted from 1, are to be taken."""
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
-        saved = checkpoint.load() if checkpoint else None
-        if saved:
-            tensors, info = saved
-            # Checkpoints of earlier versions hold all k points.
-            rows = slice(None) if len(tensors["points"]) == len(self.free) else self.free
-            self.points[self.free] = tensors["points"][rows].to(self.points)
-            self.velocity.copy_(tensors["velocity"][rows])
-            self.epoch, self.history = info["epoch"], info["history"]
+    def take(self, weights: Weights, row: dict[str, float]) -> None:
+        """Look at the weights, which are views of memory that training goes on writing to: copy what is kept.
 
-    def save(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint:
-            tensors = {"points": self.points[self.free], "velocity": self.velocity}
-            checkpoint.save(tensors, {"epoch": self.epoch, "history": self.history})
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What does not change during training."""
-
-    family: Family
-    task: Task
-    split: str
-    recipe: Recipe
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Length:
-    """Draws of a step weighted by their speed: loss (1) of G18 as a ratio of two sums."""
-
-    slopes: Tensor  # (n, k) derivatives of the coefficients
-    speeds: Tensor  # (n,) l2 norms of the curve's derivative
-
-    @staticmethod
-    def of(points: Tensor, slopes: Tensor) -> _Length:
-        slopes = slopes.to(points)
-        return _Length(slopes, torch.stack([(row @ points).norm() for row in slopes]))  # one (P,) vector at a time
-
-    def pull(self, losses: Tensor) -> Tensor:
-        """Return (k, k): row i times the points is the part of point i's gradient that comes from the speeds.
-
-        The derivative of sum_j v_j L_j / sum_j v_j by v_j is (L_j - mean) / sum v, and that of v_j by point i is
-        c_i'(t_j) phi'(t_j) / v_j, which is linear in the points again.
+        Args:
+            weights: finite, on the task's device.
+            row: iteration, epoch (a fraction: iterations / batches per epoch), lr, seconds of training so far.
         """
-        total = self.speeds.sum()
-        excess = (losses - (self.speeds * losses).sum() / total) / (total * self.speeds)
-        return self.slopes.T @ (excess[:, None] * self.slopes)
 
+    def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values from which `restore` goes on."""
 
-def _step(state: _State, network: FlatNetwork, run: _Run, batch: tuple[Tensor, Tensor],
-          where: Tensor) -> tuple[Tensor, Tensor]:
-    """Update the free control points from the gradients at the n sampled networks; return loss and hits."""
-    n, decay = len(where), run.recipe.weight_decay if run.recipe.decay_on == "sampled" else 0.0
-    length = _Length.of(state.points, run.family.slopes(where)) if run.recipe.measure == "length" else None
-    shares = length.speeds / length.speeds.sum() if length else state.points.new_full((n,), 1 / n)
-    parts = zip(*(tensor.tensor_split(n) for tensor in batch), run.family.coefficients(where).tolist(), strict=True)
-    losses, objective, hits = [], [], []
-    for j, (images, labels, coefficients) in enumerate(parts):
-        network.move_to(state.points, coefficients)
-        loss, hit = network.loss(images, labels)
-        losses.append(loss)
-        hits.append(hit)
-        if length:
-            objective.append(loss + 0.5 * decay * network.theta.square().sum() if decay else loss)
-        pull = length.pull(torch.stack(objective).to(shares)) if length and j == n - 1 else None
-        _descend(state, network, run, coefficients, share=shares[j] if n > 1 else None, pull=pull,
-                 ends=(j == 0, j == n - 1))
-    return (shares * torch.stack(losses)).sum(), torch.stack(hits).sum()
-
-
-def _descend(state: _State, network: FlatNetwork, run: _Run, coefficients: list[float], *, share: Tensor | None,
-             pull: Tensor | None, ends: tuple[bool, bool]) -> None:
-    """Add the gradient to the velocities; after the last of a step's networks move the free points."""
-    recipe, lr, (first, last) = run.recipe, learning_rate(run.recipe, state.epoch), ends
-    sampled, decay = recipe.decay_on == "sampled", recipe.weight_decay
-    for piece, gradient in network.gradients():
-        points, velocity = state.points[:, piece], state.velocity[:, piece]
-        if first:
-            velocity.mul_(recipe.momentum)
-        if sampled and decay:
-            gradient.add_(network.theta[piece], alpha=decay)
-        if share is not None:
-            gradient.mul_(share)
-        for row, i in enumerate(state.free):
-            velocity[row].add_(gradient, alpha=coefficients[i])
-            if last and pull is not None:
-                velocity[row].add_(pull[i] @ points)
-            if last and decay and not sampled:
-                velocity[row].add_(points[i], alpha=decay)
-        for row, i in enumerate(state.free if last else ()):
-            points[i].add_(velocity[row], alpha=-lr)
+    def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Become the collector that `save` described; called once, before training goes on."""
 
 
 def _named(family: Family, where: Tensor) -> str:
@@ -149,36 +64,80 @@ def _named(family: Family, where: Tensor) -> str:
     return f", {name} = {', '.join(values)}" if name else ""
 
 
-def _epoch(state: _State, network: FlatNetwork, run: _Run) -> dict[str, float]:
+class _Epoch:
+    """What an epoch adds up on the device."""
+
+    def __init__(self, state: State, run: Run) -> None:
+        self.state, self.run, self.started = state, run, time.perf_counter()
+        device = state.points.device
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.first_bad = torch.full((), -1, device=device)
+        self.sampled: list[Tensor] = []
+
+    @property
+    def iteration(self) -> int:
+        """Return the number of iterations since the start of training."""
+        return self.state.epoch * self.run.per_epoch + len(self.sampled)
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration."""
+        return rate(self.run.recipe, iteration, self.run.per_epoch)
+
+    def add(self, loss: Tensor, hits: Tensor, count: int, where: Tensor) -> None:
+        """Add a step of `count` images at the sampled members `where`."""
+        self.loss += loss * count
+        self.hits += hits
+        self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), len(self.sampled), self.first_bad)
+        self.sampled.append(where)
+
+    def check(self) -> None:
+        """Raise if a loss or weight has become NaN or infinite."""
+        # A sum is NaN or infinite where one of its terms is, and needs no memory.
+        if (bad := int(self.first_bad)) >= 0 or not bool(self.state.points.sum().isfinite()):
+            last, epoch = len(self.sampled) - 1, self.state.epoch
+            place = f"step {bad}" if bad >= 0 else f"step {last}, the last"
+            good = f"the one after epoch {epoch - 1}" if epoch else "the start"
+            lr = self.rate(self.iteration - last + (bad if bad >= 0 else last))
+            member = _named(self.run.family, self.sampled[bad])
+            raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {epoch}, {place}"
+                                     f"{member} (lr {lr:g}); the last good state is {good}")
+
+    def seconds(self) -> float:
+        """Return the seconds since the epoch began."""
+        return time.perf_counter() - self.started
+
+    def member(self) -> dict[str, float]:
+        """Return what a collector is told about the weights as they are now."""
+        self.check()  # on a GPU it waits for the step, so that the time is right
+        earlier = sum(row["seconds"] for row in self.state.history)
+        return {"iteration": self.iteration, "epoch": self.iteration / self.run.per_epoch,
+                "lr": self.rate(self.iteration), "seconds": earlier + self.seconds()}
+
+    def row(self) -> dict[str, float]:
+        """Return the epoch's row of the history."""
+        self.check()
+        labels = self.run.task.split(self.run.split).labels
+        return {"epoch": self.state.epoch, "lr": self.rate(self.iteration), "loss": float(self.loss) / len(labels),
+                "accuracy": float(self.hits) / labels.numel(), "seconds": self.seconds()}
+
+
+def _epoch(state: State, network: FlatNetwork, run: Run, collect: Collector | None) -> dict[str, float]:
     """Run one epoch in place; return its row of the history."""
-    task, recipe, seed = run.task, run.recipe, run.seed
-    started, device = time.perf_counter(), network.theta.device
+    recipe, seed, done = run.recipe, run.seed, _Epoch(state, run)
     order = torch.Generator().manual_seed(stream_seed(seed, state.epoch, 0))
     draws = torch.Generator().manual_seed(stream_seed(seed, state.epoch, 1))
-    total, hits = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
-    first_bad = torch.full((), -1, device=device)
-    sampled = []
-    batches = task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
-                           dtype=recipe.dtype)
-    with dropout_seed(stream_seed(seed, state.epoch, 2), device):
-        for step, batch in enumerate(batches):
+    batches = run.task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
+                               dtype=recipe.dtype)
+    with dropout_seed(stream_seed(seed, state.epoch, 2), network.theta.device):
+        for batch in batches:
             count = len(batch[1])
             # A short last batch is cut into fewer parts: two images each, so that batch norm has a variance.
-            sampled.append(run.family.draw(draws, max(1, min(recipe.draws, count // 2))))
-            loss, hit = _step(state, network, run, batch, sampled[-1])
-            total += loss * count
-            hits += hit
-            first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), step, first_bad)
-    # A sum is NaN or infinite where one of its terms is, and needs no memory.
-    if (bad := int(first_bad)) >= 0 or not bool(state.points.sum().isfinite()):
-        place = f"step {bad}" if bad >= 0 else f"step {len(sampled) - 1}, the last"
-        good = f"the one after epoch {state.epoch - 1}" if state.epoch else "the start"
-        raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {state.epoch}, {place}"
-                                 f"{_named(run.family, sampled[bad])} (lr {learning_rate(recipe, state.epoch):g}); the "
-                                 f"last good state is {good}")
-    labels = task.split(run.split).labels
-    return {"epoch": state.epoch, "lr": learning_rate(recipe, state.epoch), "loss": float(total) / len(labels),
-            "accuracy": float(hits) / labels.numel(), "seconds": time.perf_counter() - started}
+            where = run.family.draw(draws, max(1, min(recipe.draws, count // 2)))
+            done.add(*step(state, network, run, batch, where, lr=done.rate(done.iteration + 1)), count, where)
+            if collect is not None and collect.wants(done.iteration):
+                collect.take(from_vector(state.points[0], run.family.points[0]), done.member())
+    return done.row()
 
 
 @dataclass(frozen=True)
@@ -189,13 +148,15 @@ class Fit:
         family: the family with its trained control points, on the task's device.
         history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training, without the L2 term],
             accuracy [fraction], seconds.
+        velocity: what SGD's momentum has gathered, one for each free control point, where `until` asked for it.
     """
 
     family: Family
     history: pd.DataFrame
+    velocity: tuple[Weights, ...] = ()
 
 
-def _begin(net: nn.Module, run: _Run) -> _State:
+def _begin(net: nn.Module, run: Run, velocity: Sequence[Weights] | None) -> State:
     """Return the state at the start: copies of the control points on the task's device."""
     family, recipe = run.family, run.recipe
     for i, point in enumerate(family.points):
@@ -209,11 +170,42 @@ def _begin(net: nn.Module, run: _Run) -> _State:
     if recipe.measure == "length" and family.path().length() <= 1e-6 * float(points[0].norm()):  # nothing but rounding
         raise ValueError("measure='length' needs a curve whose end points differ, got a length of 0")
     free = [i for i, movable in enumerate(family.free) if movable]
-    return _State(points, free, points.new_zeros(len(free), size))
+    state = State(points, free, points.new_zeros(len(free), size))
+    if velocity is not None:
+        if isinstance(velocity, dict) or len(velocity) != len(free):
+            raise ValueError(f"velocity must be a sequence with one for each of the {len(free)} free control points, "
+                             f"got {'a single one' if isinstance(velocity, dict) else len(velocity)}")
+        for i, (row, kept) in enumerate(zip(state.velocity, velocity, strict=True)):
+            check_belongs(net, kept, f"velocity[{i}]")
+            check_finite(kept, f"velocity[{i}]")
+            for name, view in from_vector(row, family.points[0]).items():
+                view.copy_(kept[name].detach())
+    return state
+
+
+def _restore(state: State, checkpoint: Checkpoint | None, collect: Collector | None) -> None:
+    saved = checkpoint.load() if checkpoint else None
+    if saved:
+        tensors, info = saved
+        state.restore(tensors, info)
+        if collect is not None and "collected" in info:
+            mark = len(_COLLECTED)
+            collect.restore({k[mark:]: v for k, v in tensors.items() if k.startswith(_COLLECTED)}, info["collected"])
+
+
+def _save(state: State, checkpoint: Checkpoint | None, collect: Collector | None) -> None:
+    if checkpoint:
+        tensors, info = state.saved()
+        if collect is not None:
+            kept, facts = collect.save()
+            tensors |= {_COLLECTED + name: tensor for name, tensor in kept.items()}
+            info |= {"collected": facts}
+        checkpoint.save(tensors, info)
 
 
 def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int = 0, split: str = "train",
-        progress: bool = False, checkpoint: Checkpoint | None = None) -> Fit:
+        progress: bool = False, checkpoint: Checkpoint | None = None, until: int | None = None,
+        velocity: Sequence[Weights] | None = None, collect: Collector | None = None) -> Fit:
     """Return the trained family; the one given, and `net`, do not change.
 
     Batch order, augmentation, sampled members and dropout come from streams of `seed` and the epoch's number, so that a
@@ -237,31 +229,39 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
         split: which split is trained on.
         progress: show a line with epoch, loss and accuracy.
         checkpoint: saved to after every epoch, and continued from where it holds something.
+        until: stop after so many epochs of the recipe's schedule, and return the velocity too; None: after all.
+        velocity: of SGD's momentum at the start, one for each free control point (`Fit.velocity`); None: zero.
+        collect: takes weights out of the run at iterations of its choice; for a single network.
 
     Raises:
         FloatingPointError: if the loss or a weight becomes NaN or infinite, naming epoch, step and sampled t; the
             checkpoint keeps the state before that epoch.
-        ValueError, TypeError: if the control points are not weights of `net`; measure="length" without a curve.
+        ValueError, TypeError: if the control points or velocities are not weights of `net`; measure="length" without a
+            curve; until outside 1..epochs; a collector for more than a single network.
 
     Source: G18 Eqs. (1) to (3) and A.2; W21 Algorithm 1 (without its regulariser); AY20 section 5 for plain training.
     """
     if not isinstance(family, Family):
         raise TypeError(f"family must be a Family, such as ll.bezier(a, b), got {type(family).__name__}")
-    run = _Run(family, task, split, recipe, seed)
-    state = _begin(net, run)
-    state.restore(checkpoint)
+    if until is not None and not 1 <= until <= recipe.epochs:
+        raise ValueError(f"until must be an epoch of the recipe, 1..{recipe.epochs}, got {until}")
+    if collect is not None and family.domain != "point":
+        raise ValueError(f"collect needs a family of one network, point(weights), got a {family.kind}")
+    run = Run(family, task, split, recipe, seed)
+    state = _begin(net, run, velocity)
+    _restore(state, checkpoint, collect)
     network = FlatNetwork(net, family.points[0], state.points, recipe.precision)
-    with tqdm(total=recipe.epochs, initial=state.epoch, desc=family.kind, unit="epoch", disable=not progress) as bar:
-        while state.epoch < recipe.epochs:
-            row = _epoch(state, network, run)
+    last = recipe.epochs if until is None else until
+    with tqdm(total=last, initial=state.epoch, desc=family.kind, unit="epoch", disable=not progress) as bar:
+        while state.epoch < last:
+            row = _epoch(state, network, run, collect)
             state.history.append(row)
             state.epoch += 1
-            state.save(checkpoint)
+            _save(state, checkpoint, collect)
             bar.set_postfix(loss=f"{row['loss']:.4f}", accuracy=f"{row['accuracy']:.2%}")
             bar.update()
-    points, history = state.points, pd.DataFrame(state.history)
+    points, history, kept = state.points, pd.DataFrame(state.history), () if until is None else state.velocity
     del network, state  # frees their memory before the points are copied
-    trained: list[Weights] = [{name: view.clone() for name, view in from_vector(row, family.points[0]).items()}
-                              for row in points]
-    del points
-    return Fit(family.with_points(trained), history)
+    trained, moving = ([{name: view.clone() for name, view in from_vector(row, family.points[0]).items()}
+                        for row in rows] for rows in (points, kept))
+    return Fit(family.with_points(trained), history, tuple(moving))

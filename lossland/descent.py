@@ -1,0 +1,128 @@
+"""One step of training: the mix of the control points, its gradient, and what that does to each control point.
+
+A control point is one flat vector. A step mixes the control points into a flat buffer whose views are the network's
+parameters, takes the gradient there, and gives control point i the gradient times its coefficient (G18 A.2, W21
+Eq. (3)): no autograd graph runs through the combination.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossland.families import Family
+from lossland.flat import FlatNetwork
+from lossland.schedules import Recipe, batches_per_epoch
+from lossland.tasks import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """What does not change during training."""
+
+    family: Family
+    task: Task
+    split: str
+    recipe: Recipe
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Return the number of batches in an epoch."""
+        return batches_per_epoch(self.recipe, len(self.task.split(self.split)))
+
+
+@dataclass
+class State:
+    """All that changes during training; with the recipe and the seed it determines the rest of the run."""
+
+    points: Tensor  # (k, P)
+    free: list[int]  # numbers of the f points that training moves
+    velocity: Tensor  # (f, P)
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Become the state that `saved` gave."""
+        # Checkpoints of earlier versions hold all k points.
+        rows = slice(None) if len(tensors["points"]) == len(self.free) else self.free
+        self.points[self.free] = tensors["points"][rows].to(self.points)
+        self.velocity.copy_(tensors["velocity"][rows])
+        self.epoch, self.history = info["epoch"], info["history"]
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and facts from which `restore` goes on."""
+        tensors = {"points": self.points[self.free], "velocity": self.velocity}
+        return tensors, {"epoch": self.epoch, "history": self.history}
+
+
+@dataclass(frozen=True)
+class _Length:
+    """Draws of a step weighted by their speed: loss (1) of G18 as a ratio of two sums."""
+
+    slopes: Tensor  # (n, k) derivatives of the coefficients
+    speeds: Tensor  # (n,) l2 norms of the curve's derivative
+
+    @staticmethod
+    def of(points: Tensor, slopes: Tensor) -> _Length:
+        slopes = slopes.to(points)
+        return _Length(slopes, torch.stack([(row @ points).norm() for row in slopes]))  # one (P,) vector at a time
+
+    def pull(self, losses: Tensor) -> Tensor:
+        """Return (k, k): row i times the points is the part of point i's gradient that comes from the speeds.
+
+        The derivative of sum_j v_j L_j / sum_j v_j by v_j is (L_j - mean) / sum v, and that of v_j by point i is
+        c_i'(t_j) phi'(t_j) / v_j, which is linear in the points again.
+        """
+        total = self.speeds.sum()
+        excess = (losses - (self.speeds * losses).sum() / total) / (total * self.speeds)
+        return self.slopes.T @ (excess[:, None] * self.slopes)
+
+
+def step(state: State, network: FlatNetwork, run: Run, batch: tuple[Tensor, Tensor], where: Tensor, *,
+         lr: float) -> tuple[Tensor, Tensor]:
+    """Update the free control points from the gradients at the n sampled networks; return loss and hits."""
+    n, decay = len(where), run.recipe.weight_decay if run.recipe.decay_on == "sampled" else 0.0
+    length = _Length.of(state.points, run.family.slopes(where)) if run.recipe.measure == "length" else None
+    shares = length.speeds / length.speeds.sum() if length else state.points.new_full((n,), 1 / n)
+    parts = zip(*(tensor.tensor_split(n) for tensor in batch), run.family.coefficients(where).tolist(), strict=True)
+    losses, objective, hits = [], [], []
+    for j, (images, labels, coefficients) in enumerate(parts):
+        network.move_to(state.points, coefficients)
+        loss, hit = network.loss(images, labels)
+        if run.recipe.clip:
+            network.clip(run.recipe.clip)
+        losses.append(loss)
+        hits.append(hit)
+        if length:
+            objective.append(loss + 0.5 * decay * network.theta.square().sum() if decay else loss)
+        pull = length.pull(torch.stack(objective).to(shares)) if length and j == n - 1 else None
+        _descend(state, network, run, coefficients, share=shares[j] if n > 1 else None, pull=pull,
+                 ends=(j == 0, j == n - 1), lr=lr)
+    return (shares * torch.stack(losses)).sum(), torch.stack(hits).sum()
+
+
+def _descend(state: State, network: FlatNetwork, run: Run, coefficients: list[float], *, share: Tensor | None,
+             pull: Tensor | None, ends: tuple[bool, bool], lr: float) -> None:
+    """Add the gradient to the velocities; after the last of a step's networks move the free points."""
+    recipe, (first, last) = run.recipe, ends
+    sampled, decay = recipe.decay_on == "sampled", recipe.weight_decay
+    for piece, gradient in network.gradients():
+        points, velocity = state.points[:, piece], state.velocity[:, piece]
+        if first:
+            velocity.mul_(recipe.momentum)
+        if sampled and decay:
+            gradient.add_(network.theta[piece], alpha=decay)
+        if share is not None:
+            gradient.mul_(share)
+        for row, i in enumerate(state.free):
+            velocity[row].add_(gradient, alpha=coefficients[i])
+            if last and pull is not None:
+                velocity[row].add_(pull[i] @ points)
+            if last and decay and not sampled:
+                velocity[row].add_(points[i], alpha=decay)
+        for row, i in enumerate(state.free if last else ()):
+            points[i].add_(velocity[row], alpha=-lr)
