@@ -101,6 +101,7 @@ def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor],
         batch_size: images per batch.
 
     Raises:
+        TypeError: if there is batch norm and no images.
         ValueError: if `images` is empty.
 
     Source: G18 section 3.3 (statistics from one additional pass), W21 Appendix D.
@@ -108,6 +109,10 @@ def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor],
     estimate = Estimate(net, next(iter(weights.values())))
     if not estimate.names:
         return estimate.buffers
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images must be given for a network with batch norm ({next(iter(norms(net)))!r}): no weights "
+                        "hold its statistics, they are estimated on data, such as task.prepare(task.train.images); "
+                        f"got {type(images).__name__}")
     bare = estimating(net)
     for batch in images.split(batch_size) if isinstance(images, Tensor) else images:
         functional_call(bare, (weights, estimate.buffers), (batch,))

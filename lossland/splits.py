@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lossland.sampling import first_of_every_class
+from lossland.sampling import first_of_every_class, held_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,31 @@ class Split:
         chosen = torch.arange(n, device=self.labels.device) if self.is_text else first_of_every_class(self.labels, n)
         return Split(self.images[chosen], self.labels[chosen])
 
+    def parted(self, share: int | float, seed: int) -> tuple[Split, Split]:
+        """Return the split without a part of it, and that part: a number of images or a fraction, drawn by a seed.
+
+        Raises:
+            ValueError: for a size that leaves one side empty.
+        """
+        order, rest = (torch.from_numpy(part).to(self.labels.device) for part in held_out(len(self), share, seed))
+        if not len(rest):
+            raise ValueError(f"validation must be a number of {self.kind} >= 1 or a fraction > 0, got {share!r}")
+        return Split(self.images[order], self.labels[order]), Split(self.images[rest], self.labels[rest])
+
+    def check(self, name: str, shape: tuple[int, ...], classes: int) -> None:
+        """Raise unless the inputs have a shape and the labels, of a text the words too, are below `classes`.
+
+        Raises:
+            ValueError: naming the split, what was expected and what came.
+        """
+        if self.images.shape[1:] != shape:
+            raise ValueError(f"{name} images must have the shape {shape} of the training images, "
+                             f"got {tuple(self.images.shape[1:])}")
+        for kind in ("images", "labels") if self.is_text else ("labels",):
+            low, high = (int(value) for value in getattr(self, kind).aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(f"{name} {kind} must be in 0..{classes - 1}, got {low if low < 0 else high}")
+
     @property
     def is_text(self) -> bool:
         """Return whether it holds windows of words."""
@@ -65,6 +92,16 @@ class Split:
     def kind(self) -> str:
         """Return what it holds, for messages: "images" or "windows"."""
         return "windows" if self.is_text else "images"
+
+
+def fingerprint(facts: tuple[object, ...], parts: Iterable[tuple[str, Split]]) -> str:
+    """Return 16 hexadecimal digits of the sha256 of facts and named splits, the same on every device."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, part in parts:
+        digest.update(repr((name, tuple(part.images.shape))).encode())
+        digest.update(part.images.cpu().contiguous().numpy())
+        digest.update(part.labels.cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 def described(tensor: Tensor) -> str:

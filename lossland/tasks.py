@@ -1,6 +1,5 @@
 """Data sets that live on the device: images, normalised, shuffled and augmented there batch by batch; words."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ from lossland.devices import pick_device
 from lossland.errors import choose
 from lossland.sampling import draw_crops, flip_crop, held_out, redrawn
 from lossland.sources import TASKS, data_folder, normalisation, read
-from lossland.splits import Split, described
+from lossland.splits import Split, described, fingerprint
 from lossland.texts import Text, read_text
 
 __all__ = ["TASKS", "Split", "Task", "load_task", "pick_device"]
@@ -67,15 +66,10 @@ class Task:
             raise ValueError(f"a text must have augment 'none' and {self.classes} words, one per class, "
                              f"got {self.augment!r} and {len(self.words)} words")
         for name, part in self._parts():
-            if part.images.shape[1:] != self.input_shape:
-                raise ValueError(f"{name} images must have the shape {self.input_shape} of the training images, "
-                                 f"got {tuple(part.images.shape[1:])}")
-            for kind in ("images", "labels") if self.is_text else ("labels",):
-                low, high = (int(value) for value in getattr(part, kind).aminmax())
-                if low < 0 or high >= self.classes:
-                    raise ValueError(f"{name} {kind} must be in 0..{self.classes - 1}, got {low if low < 0 else high}")
+            part.check(name, self.input_shape, self.classes)
         if not self.fingerprint:
-            object.__setattr__(self, "fingerprint", self._hash())
+            facts = (self.classes, self.scale, self.mean, self.std, self.augment)
+            object.__setattr__(self, "fingerprint", fingerprint(facts, self._parts()))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -96,7 +90,7 @@ class Task:
         part = getattr(self, choose("split", name, SPLITS))
         if part is None:
             raise ValueError(f"task {self.name!r} has the splits 'train', 'test' and no 'validation': ask for one with "
-                             "load_task(..., validation=0.1)")
+                             "load_task(..., validation=0.1) or task.hold_out(0.1)")
         return part
 
     def prepare(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -191,6 +185,23 @@ class Task:
         note = f"{self.note}; the first {sizes}{even}" if sizes else self.note
         return replace(self, **chosen, note=note, fingerprint="")
 
+    def hold_out(self, validation: int | float = 0.1, seed: int = 0) -> "Task":
+        """Return the task with a validation split taken off the training split, as `load_task(..., validation)` does.
+
+        Networks have to be trained on the task that comes back: others have seen the images held out.
+
+        Args:
+            validation: Number of images, or a fraction between 0 and 1.
+            seed: Which ones. Labels that were redrawn stay so, in the validation split too.
+
+        Raises:
+            ValueError: There is a validation split, or a size that leaves one side empty.
+        """
+        if self.validation is not None:
+            raise ValueError(f"task {self.name!r} has a validation split, {self.validation}")
+        train, held = self.train.parted(validation, seed)
+        return replace(self, train=train, validation=held, fingerprint="")
+
     @cached_property
     def _affine(self) -> Tensor:
         """(2, C, 1, 1) factor and shift, in float64 where the training images are."""
@@ -199,14 +210,6 @@ class Task:
 
     def _parts(self) -> list[tuple[str, Split]]:
         return [(name, getattr(self, name)) for name in SPLITS if getattr(self, name) is not None]
-
-    def _hash(self) -> str:
-        digest = hashlib.sha256(repr((self.classes, self.scale, self.mean, self.std, self.augment)).encode())
-        for name, part in self._parts():
-            digest.update(repr((name, tuple(part.images.shape))).encode())
-            digest.update(part.images.cpu().contiguous().numpy())
-            digest.update(part.labels.cpu().contiguous().numpy())
-        return digest.hexdigest()[:16]
 
     def _iterate(self, part: Split, windows: list[slice], order: Tensor | None, crops: Tensor | None,
                  dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

@@ -70,3 +70,12 @@ def test_no_images_and_buffers_without_storage_are_refused():
         bare.register_buffer("shift", torch.ones(2))
     with pytest.raises(ValueError, match="buffer 'shift' of the network has no storage"):
         fresh_buffers(bare, torch.zeros(1))
+
+
+def test_statistics_without_data_are_refused_and_the_message_says_what_to_pass():
+    net = network()
+    with pytest.raises(TypeError, match=r"images must be given for a network with batch norm \('1'\): .* such as "
+                       r"task.prepare\(task.train.images\); got NoneType"):
+        refresh(net, weights_of(net), None)
+    dense = nn.Linear(3, 2)
+    assert refresh(dense, weights_of(dense), None) == {}

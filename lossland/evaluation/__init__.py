@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lossland.evaluation.scoring import Stateless, Sums, logits_of
+from lossland.evaluation.scoring import Stateless, Sums, check_task, logits_of
 from lossland.evaluation.walks import Walk
 from lossland.families import Family
 from lossland.legs import Swaps
@@ -108,11 +108,13 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         "one by one").
 
     Raises:
+        TypeError: without a task; batch-norm statistics cannot be estimated without data.
         ValueError: if t lies outside [0, 1], or a split is unknown or empty.
         FloatingPointError: if the loss is NaN or infinite somewhere, naming split and t.
 
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
     """
+    check_task(net, task)
     points = default_points(path) if points is None else points
     path = path.path() if isinstance(path, Family) else path
     t = grid(path, points, swaps=swaps)
@@ -139,8 +141,10 @@ def predict(net: nn.Module, weights: Weights, task: Task, split: str = "test") -
     """Return the logits (N, C) of one network on a split; batch-norm statistics are re-estimated on the training split.
 
     Raises:
+        TypeError: without a task; batch-norm statistics cannot be estimated without data.
         ValueError: for an unknown split, or weights that are NaN or infinite.
     """
+    check_task(net, task)
     check_belongs(net, weights, "weights")
     check_finite(weights, "weights")
     return torch.cat([logits for logits, _ in logits_of(Stateless(net, task), weights, task.split(split))])

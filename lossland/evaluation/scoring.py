@@ -63,6 +63,19 @@ def batches(task: Task, split: Split, size: int, dtype: torch.dtype) -> Iterator
         yield task.prepare(images, dtype), labels
 
 
+def check_task(net: nn.Module, task: Task) -> None:
+    """Raise unless `task` is one, saying what a network is evaluated with.
+
+    Raises:
+        TypeError: naming the batch-norm layers whose statistics the training split gives, if there are any.
+    """
+    if not isinstance(task, Task):
+        names = list(batchnorm.norms(net))
+        why = (f"the batch-norm statistics of {names[0]!r}" + (f" and {len(names) - 1} more" if names[1:] else "") +
+               ", which no weights hold, are re-estimated on its training split") if names else "its splits are scored"
+        raise TypeError(f"task must be the data, a Task such as load_task('digits'): {why}; got {type(task).__name__}")
+
+
 class Stateless:
     """A network as a pure function of (weights, images), with batch-norm statistics re-estimated for each weights."""
 
@@ -148,9 +161,11 @@ class Exchanges:
         return (rest[swap] + 2 * u * (slope[swap] - (1 - u) * square[swap])).clamp(min=0).sqrt()
 
 
-def logits_of(function: Stateless, weights: Weights, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (logits (b, C), labels (b,)) of one network, batch by batch."""
-    buffers, dtype = function.buffers(weights), next(iter(weights.values())).dtype
+def logits_of(function: Stateless, weights: Weights, split: Split,
+              buffers: dict[str, Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (logits (b, C), labels (b,)) of one network, batch by batch; its buffers are estimated unless given."""
+    buffers = function.buffers(weights) if buffers is None else buffers
+    dtype = next(iter(weights.values())).dtype
     size = max(1, BATCH // split.labels[0].numel())
     for images, labels in batches(function.task, split, size, dtype):
         yield function(weights, buffers, images), labels
