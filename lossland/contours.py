@@ -68,7 +68,8 @@ def plot_plane(frame: pd.DataFrame, *, metric: str = "nll", levels: int | Sequen
                   path_effects=[withStroke(linewidth=3.6, foreground="black")])
     flat = ratio < _FLATTEST
     size = 72 * np.array([WIDTH - 1.8, 1.5 if flat else panel])  # of the panel [points]
-    _mark(axes, frame.attrs.get("points", {}), np.array([x[0], y[0]]), size / (x[-1] - x[0], y[-1] - y[0]), size, ways=ways)
+    corner, scale = np.array([x[0], y[0]]), size / (x[-1] - x[0], y[-1] - y[0])
+    _mark(axes, frame.attrs.get("points", {}), corner, scale, size, ways=ways)
     axes.set(aspect="auto" if flat else "equal", xlabel="x in the plane (l2 distance)",
              ylabel="y, stretched (l2 distance)" if flat else "y in the plane (l2 distance)")
     axes.locator_params(nbins=6)
