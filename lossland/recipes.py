@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from lossland.devices import device_name
@@ -16,7 +16,7 @@ from lossland.families import Family, point
 from lossland.models import build, initial_weights
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
-from lossland.training import VERSION, Recipe, fit
+from lossland.training import VERSION, Recipe, Start, fit
 from lossland.weights import Weights, from_vector, to_vector
 
 RECIPES: dict[str, Recipe] = {
@@ -125,3 +125,88 @@ def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | 
         family = trained(point(start), net, task, recipe, name=name, seed=seed, store=place, progress=progress)
         found.append(family.points[0])
     return found
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """A checkpoint that, as long as it is empty, holds the state of an earlier stop of the same run."""
+
+    own: Checkpoint
+    earlier: tuple[dict[str, Tensor], dict[str, Any]] | None
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.own.load() or self.earlier
+
+    def save(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        self.own.save(tensors, info)
+
+
+def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epochs: Sequence[int],
+               name: Mapping[str, Any], seed: int = 0, store: Store | None = None,
+               progress: bool = False) -> list[Start]:
+    """Return weights and momentum of one run after some of its epochs: trained once, then read from the store.
+
+    The run is that of `training.fit`: after all its epochs the weights are those of `trained`. Each stop is kept, and
+    a later one goes on from the one before it.
+
+    Args:
+        net: the network.
+        start: initial weights.
+        task: data; its content hash belongs to the recipe.
+        recipe: the whole schedule.
+        epochs: where to stop, such as (120, 156) of 200; the result has their order.
+        name: JSON values that determine network and initial weights, such as model, sizes and seed.
+        seed: of batches and augmentation.
+        store: where to look and keep; None: the default store.
+        progress: show a line.
+
+    Raises:
+        ValueError: for no epochs, or epochs outside 1..recipe.epochs.
+
+    Source: G18 section 5 and A.5 (checkpoints 120 and 156 of one run).
+    """
+    if not epochs or not all(1 <= epoch <= recipe.epochs for epoch in epochs):
+        raise ValueError(f"epochs must be some of the recipe's 1..{recipe.epochs}, got {list(epochs)}")
+    device, place = task.train.images.device, store or Store()
+    facts = {"name": dict(name), "kind": "stop", "task": task.fingerprint, "recipe": recipe.facts(), "seed": seed,
+             "training": VERSION, "device": device.type}
+    found: dict[int, Start] = {}
+    earlier = None
+    for epoch in sorted(set(epochs)):
+        def make(checkpoint: Checkpoint, epoch: int = epoch, earlier: Any = earlier) -> Weights:
+            done = fit(net, point(start), task, recipe, seed=seed, progress=progress, until=epoch,
+                       checkpoint=_Resumed(checkpoint, earlier))
+            checkpoint.record.update(task=task.name, history=done.history.to_dict("records"),
+                                     device=device_name(device))
+            return {"points": to_vector(done.family.points[0])[None], "velocity": to_vector(done.velocity[0])[None]}
+
+        entry = place.fetch({**facts, "until": epoch}, make)
+        earlier = entry.tensors, {"epoch": epoch, "history": entry.record["history"]}
+        weights, velocity = (from_vector(entry.tensors[part][0].to(device), like=start)
+                             for part in ("points", "velocity"))
+        found[epoch] = Start(weights, velocity, epoch)
+    return [found[epoch] for epoch in epochs]
+
+
+def trained_until(task: Task, model: str, *, epochs: Sequence[int], seed: int, recipe: Recipe | None = None,
+                  store: Store | Path | str | None = None, progress: bool = False, **sizes: Any) -> list[Start]:
+    """Return a named network after some epochs of its training, with its momentum: where ensembles start.
+
+    Args:
+        task: data set.
+        model: name of a network (`models.MODELS`).
+        epochs: where to stop, such as (120, 156) of 200; the last epoch of the recipe gives the network of `endpoints`.
+        seed: decides initial weights, batch order and augmentation.
+        recipe: the whole schedule; None: `recipe_for(task)`.
+        store: a store or its folder; None: the default store.
+        progress: show a line.
+        **sizes: of the network.
+
+    Raises:
+        ValueError: for an unknown model, no epochs, or epochs outside the recipe.
+    """
+    net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
+    start = initial_weights(net, Generator().manual_seed(seed), device=task.train.images.device, dtype=recipe.dtype)
+    name = {"model": model, "sizes": sizes, "seed": seed}
+    place = store if isinstance(store, Store) else Store(store)
+    return stopped_at(net, start, task, recipe, epochs=epochs, name=name, seed=seed, store=place, progress=progress)

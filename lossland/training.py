@@ -20,7 +20,7 @@ from lossland.schedules import Recipe, learning_rate, rate
 from lossland.tasks import Task
 from lossland.weights import Weights, check_belongs, check_finite, from_vector
 
-__all__ = ["Checkpoint", "Collector", "Fit", "Recipe", "VERSION", "fit", "learning_rate"]
+__all__ = ["Checkpoint", "Collector", "Fit", "Recipe", "Start", "VERSION", "fit", "learning_rate"]
 
 VERSION = 1  # of the numbers this loop produces: raised whenever the same recipe would give other weights
 _COLLECTED = "collected."
@@ -154,6 +154,21 @@ class Fit:
     family: Family
     history: pd.DataFrame
     velocity: tuple[Weights, ...] = ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts that goes on from another one.
+
+    Attributes:
+        weights: of the network.
+        velocity: what SGD's momentum had gathered; None: zero.
+        epoch: epochs that were spent on them.
+    """
+
+    weights: Weights
+    velocity: Weights | None = None
+    epoch: int = 0
 
 
 def _begin(net: nn.Module, run: Run, velocity: Sequence[Weights] | None) -> State:

@@ -1,0 +1,80 @@
+"""Where ensembles start: the user's own module and weights, whatever file they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossland.batchnorm import norms
+from lossland.training import Start
+from lossland.weights import Weights, check_belongs, check_finite, tied
+
+
+def parameters_in(net: nn.Module, state: Mapping[str, Tensor], name: str = "state") -> Weights:
+    """Return the parameters of `net` in its state_dict, in the order of the network; nothing is copied.
+
+    Batch-norm statistics are left out: they are estimated anew wherever the network is evaluated. Other buffers must be
+    those of `net`, whose own are used.
+
+    Args:
+        net: the network.
+        state: its `state_dict()`, read from a file, say; or its parameters alone.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: for the state of another network, NaN or infinite numbers, or a buffer that `net` has otherwise.
+        TypeError: for what is no dictionary of tensors.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{name} must be a dictionary parameter name -> tensor, such as net.state_dict(), "
+                        f"got {type(state).__name__}")
+    buffers, again = dict(net.named_buffers()), tied(net)
+    statistics = {f"{norm}.{part}" for norm in norms(net)
+                  for part in ("running_mean", "running_var", "num_batches_tracked")}
+    for key in (buffers.keys() & state.keys()) - statistics:
+        if buffers[key].shape != state[key].shape or not bool((buffers[key].cpu() == state[key].cpu()).all()):
+            raise ValueError(f"{name} must have the buffers of the network, but {key!r} differs: load it into net "
+                             "first")
+    kept = {key: value for key, value in state.items() if key not in buffers and key not in again}
+    check_belongs(net, kept, name)
+    check_finite(kept, name)
+    return {key: kept[key].detach() for key, _ in net.named_parameters()}
+
+
+def as_start(net: nn.Module, start: Mapping[str, Tensor] | Start, name: str) -> Start:
+    """Return weights, velocity and epochs spent of what a run starts from.
+
+    Raises:
+        ValueError, TypeError: as `parameters_in`.
+    """
+    if not isinstance(start, Start):
+        return Start(parameters_in(net, start, name))
+    velocity = None if start.velocity is None else parameters_in(net, start.velocity, f"{name}.velocity")
+    return Start(parameters_in(net, start.weights, f"{name}.weights"), velocity, start.epoch)
+
+
+def fingerprint(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+    """Return 16 hexadecimal digits of the sha256 of names, shapes and numbers, the numbers in `dtype`."""
+    digest = hashlib.sha256()
+    for key, tensor in tensors.items():
+        digest.update(repr((key, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().to("cpu", dtype).contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def described(net: nn.Module) -> dict[str, Any]:
+    """Return JSON values that tell networks apart: the class, its description, shapes, and buffers that stay.
+
+    What a module's description (`repr`) does not show, such as what its `forward` does, is not in it.
+    """
+    ours = {f"{norm}.{part}" for norm in norms(net) for part in ("running_mean", "running_var", "num_batches_tracked")}
+    shapes = [(key, tuple(parameter.shape)) for key, parameter in net.named_parameters()]
+    digest = hashlib.sha256(repr((repr(net), shapes)).encode())
+    for key, buffer in net.named_buffers():
+        if key not in ours:
+            digest.update(repr((key, buffer.tolist())).encode())
+    return {"class": f"{type(net).__module__}.{type(net).__qualname__}", "description": digest.hexdigest()[:16]}
