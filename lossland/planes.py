@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lossland.evaluation import check_split, check_sums
 from lossland.evaluation.lengths import Lengths
 from lossland.evaluation.mixtures import Mixtures
-from lossland.evaluation.scoring import Sums
+from lossland.evaluation.scoring import Sums, check_task
 from lossland.families import Family
 from lossland.paths import Mix, Path
 from lossland.tasks import Task
@@ -93,6 +93,7 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
 
     Source: G18 Fig. 1, 7 and 8 and A.4.
     """
+    check_task(net, task)
     three = _checked(net, points)
     grid = _Grid.through(three, cells, margin)
     splits = list(check_split(task, (split,) if isinstance(split, str) else split))

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from conftest import make_task
 from lossland import evaluation as ev
 from lossland import families, metrics, models, paths
+from lossland.evaluation.lengths import Lengths
 from lossland.layers import depths, permute
 from lossland.planes import plane, plane_coordinates
 from lossland.weights import Weights, at, distance, mix, to_vector
@@ -166,3 +167,20 @@ def test_single_precision_agrees_with_double():
     first, second = (ev.evaluate(net, paths.segment(*p), replace(TASK), points=9) for p in ((a, b), single))
     assert np.abs(first.nll - second.nll).max() < 1e-6
     assert_close(torch.tensor(first.accuracy.values), torch.tensor(second.accuracy.values))
+
+
+def test_lengths_of_what_all_points_share_count_in_distances_and_in_norms():
+    """Tensors that are the same object in all points, others at the origin; coefficients that do not add up to one."""
+    generator = torch.Generator().manual_seed(0)
+    x = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(9)]
+    points = [{"stays": x[0], "moves": moves, "rests": x[1]} for moves in (x[2], x[3])]
+    origin = {"stays": x[4], "moves": x[5], "rests": x[6]}
+    lengths = Lengths(origin)
+    coefficients = torch.tensor([[0.3, 0.7], [1.0, 0.0], [0.5, 0.9], [-2.0, 0.5]], dtype=torch.float64)
+    for some in (points, [{**point, "stays": x[7]} for point in points], points):  # measured, new, known
+        away, norm = lengths.of(some, coefficients)
+        for row, c in enumerate(coefficients):
+            way = [sum(c[i] * (some[i][name] - origin[name]) for i in (0, 1)) for name in origin]
+            member = [sum(c[i] * some[i][name] for i in (0, 1)) for name in origin]
+            assert_close(away[row], torch.cat(way).norm())
+            assert_close(norm[row], torch.cat(member).norm())

@@ -16,6 +16,7 @@ from lossland.ensembles.averaging import Average
 from lossland.ensembles.temperature import RANGE
 from lossland.evaluation import evaluate, predict, scoring
 from lossland.paths import segment
+from lossland.planes import plane
 from lossland.tasks import Task, load_task
 
 SHAPE = (1, 8, 8)
@@ -350,7 +351,8 @@ def test_a_network_with_batch_norm_is_not_evaluated_without_data():
     net = NETS["batch norm"]()
     a, b = drawn(net, 2)
     calls = [lambda: evaluate(net, segment(a, b), None), lambda: predict(net, a, None), lambda: member_scores(net, [a], None),
-             lambda: predict_members(net, [a], None), lambda: global_temperature(net, [a], None)]
+             lambda: predict_members(net, [a], None), lambda: global_temperature(net, [a], None),
+             lambda: plane(net, {"a": a, "b": b, "c": b}, None)]
     for call in calls:
         with pytest.raises(TypeError, match="task must be the data, a Task such as load_task.'digits'.: the batch-norm "
                            "statistics of '.*' and . more, which no weights hold, are re-estimated .*; got NoneType"):
