@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from lossland.neurons import Move, match
 from lossland.paths import Path
 from lossland.stages import ordered_writers, staged
 from lossland.tasks import Task
-from lossland.tracing import trace
+from lossland.tracing import layers_of
 from lossland.weights import Weights, check_belongs, check_finite, check_match
 
 SCHEMES = ("butterfly", "rows", "adjust")
@@ -74,7 +73,7 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     Source: AY20 section 3: 3.2 linear and arc, 3.3 flows, 3.4 transport with its swaps, 3.5 weight adjustment; section
         4: deep, convolutional and residual networks.
     """
-    layers = _layers(net, layers, task)
+    layers = layers_of(net, layers, None if task is None else task.prepare(task.train.images[:2]))
     choose("scheme", scheme, SCHEMES)
     staged_path = scheme != "rows" and not _is_shallow(layers)
     _check_means(staged_path, scheme, task, solve)
@@ -96,18 +95,6 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     if all(torch.equal(p.cpu(), torch.arange(len(p))) for p in order.values()):
         return path
     return replace(path, legs=(*path.legs, Swaps(b, layers, order)))
-
-
-def _layers(net: nn.Module, layers: Sequence[Layer] | None, task: Task | None) -> tuple[Layer, ...]:
-    if layers is not None:
-        return tuple(layers)
-    if isinstance(getattr(net, "layers", None), MethodType):
-        return tuple(net.layers())
-    if task is None:
-        raise TypeError(f"layers must be given for {type(net).__name__}, which has no method layers(): a list such as "
-                        "[ll.Layer('first', None, 'hidden'), ll.Layer('second', 'hidden', None)]; or a task, on whose "
-                        "images it can be traced")
-    return tuple(trace(net, task.prepare(task.train.images[:2])))
 
 
 def _check_means(staged_path: bool, scheme: str, task: Task | None, solve: str) -> None:

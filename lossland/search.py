@@ -64,6 +64,9 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
         most: evaluations after the grid.
         progress: show a line for every round.
 
+    Returns:
+        The worst point and its value, beside the worst of the grid, and the table of all points: a `Worst`.
+
     Raises:
         ValueError: for an unknown metric or split, a tolerance that is not positive, or most < 0.
         FloatingPointError: as `evaluate`.

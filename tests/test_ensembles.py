@@ -369,6 +369,14 @@ def test_a_network_of_torchvision_is_cut_and_adjusted():
     assert_close(found.predict(few, average="logits"), expected.mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_without_a_list_of_layers_is_traced():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3))
+    members, layers = drawn(net, dtype=torch.float32), [Layer("1", None, "x"), Layer("3", "x", None)]
+    for make in (wa_ensemble, independent):
+        assert_close(make(net, members, TASK).predict(TASK), make(net, members, TASK, layers=layers).predict(TASK))
+    assert ensemble_cost(net, SHAPE, n=1, members=2) == ensemble_cost(net, SHAPE, n=1, members=2, layers=layers)
+
+
 def test_a_network_of_the_users_own_is_served_by_its_layers():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 3))
     members = [{name: tensor + 0.1 * seed for name, tensor in weights_of(net).items()} for seed in range(3)]

@@ -24,6 +24,7 @@ from lossland.features import blocks
 from lossland.layers import Layer
 from lossland.least_squares import RIDGE
 from lossland.tasks import Task
+from lossland.tracing import layers_of
 from lossland.weights import Weights, check_belongs, check_finite
 
 _BATCH = 1000  # images per pass
@@ -145,7 +146,7 @@ def ensemble_cost(net: nn.Module, shape: tuple[int, ...], *, n: int, members: in
         shape: (C, H, W) of one image.
         n: layers that every member has for itself, counted from the output; all: independent networks.
         members: of the ensemble.
-        layers: the network's layers; None: `net.layers()`.
+        layers: the network's layers; None: `net.layers()`, or else what `tracing.trace` finds for such an image.
 
     Raises:
         ValueError: for an n at which the network cannot be cut, or members < 1.
@@ -159,7 +160,7 @@ def ensemble_cost(net: nn.Module, shape: tuple[int, ...], *, n: int, members: in
     """
     if members < 1:
         raise ValueError(f"members must be >= 1, got {members}")
-    layers = tuple(net.layers() if layers is None else layers)
+    layers = layers_of(net, layers, torch.zeros(2, *shape))
     backbone, work = Backbone(net, layers, n), multiply_adds(net, layers, shape)
     front = sum(work[layer.module] for layer in layers[:-n])
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
@@ -194,12 +195,12 @@ def independent(net: nn.Module, members: Sequence[Weights], task: Task, *,
         net: the network.
         members: weights of each.
         task: its training images give batch-norm statistics.
-        layers: the network's layers; None: `net.layers()`.
+        layers: the network's layers; None: `net.layers()`, or else what `tracing.trace` finds on the task's images.
 
     Raises:
         ValueError: for no members, or members that are not weights of `net`.
     """
-    members, layers = _checked(net, members), tuple(net.layers() if layers is None else layers)
+    members, layers = _checked(net, members), layers_of(net, layers, task.prepare(task.train.images[:2]))
     return Ensemble(net, layers, len(layers), members, tuple(_refreshed(net, members, task)))
 
 
@@ -221,7 +222,11 @@ def wa_ensemble(net: nn.Module, members: Sequence[Weights], task: Task, *, n: in
             layers nothing is shared. `backbones.cuts` lists the n that are possible.
         ridge: relative to the mean eigenvalue of X_1 X_1^T.
         patches: of an image that a convolution's system is made of: None: all; 4: AY20's released setting.
-        layers: the network's layers; None: `net.layers()`.
+        layers: the network's layers; None: `net.layers()`, or else what `tracing.trace` finds on the task's images.
+
+    Returns:
+        The ensemble: `predict(task)` averages its members, `scores(task)` tells how good the first 1, 2, ... of them
+        are, `fits` how well every adjusted layer was solved for, and for n = 1 `averaged()` makes one network of it.
 
     Raises:
         ValueError: for an n at which the network cannot be cut (naming those that are possible), no members, or members
@@ -230,7 +235,7 @@ def wa_ensemble(net: nn.Module, members: Sequence[Weights], task: Task, *, n: in
 
     Source: AY20 section 6; the ridge is ours.
     """
-    members, layers = _checked(net, members), tuple(net.layers() if layers is None else layers)
+    members, layers = _checked(net, members), layers_of(net, layers, task.prepare(task.train.images[:2]))
     backbone = Backbone(net, layers, n)
     own = _refreshed(net, members, task)
     pairs = [Member(weights, buffers) for weights, buffers in zip(members, own, strict=True)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -63,6 +64,30 @@ def trace(net: nn.Module, example: Tensor) -> list[Layer]:
         raise ValueError(f"trace found layers of {type(net).__name__} that permuting its units does not bear out: "
                          f"{error}{BY_HAND}") from error
     return layers
+
+
+def layers_of(net: nn.Module, layers: Sequence[Layer] | None = None,
+              example: Tensor | None = None) -> tuple[Layer, ...]:
+    """Return the layers of a network: those given, else its own `net.layers()`, else what `trace` finds.
+
+    Args:
+        net: the network.
+        layers: given by hand.
+        example: what `trace` takes; None: the network is not traced.
+
+    Raises:
+        TypeError: if nothing tells the layers.
+        ValueError: as `trace`.
+    """
+    if layers is not None:
+        return tuple(layers)
+    if isinstance(getattr(net, "layers", None), MethodType):
+        return tuple(net.layers())
+    if example is None:
+        raise TypeError(f"layers must be given for {type(net).__name__}, which has no method layers(): a list such as "
+                        "[ll.Layer('first', None, 'hidden'), ll.Layer('second', 'hidden', None)]; or a task, on whose "
+                        "images it can be traced")
+    return tuple(trace(net, example))
 
 
 def _check(net: nn.Module, example: Tensor) -> None:
