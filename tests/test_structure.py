@@ -25,7 +25,8 @@ LEVELS = [
     ["models", "features", "tracing", "flat"],
     ["flows", "adjust", "legs", "descent", "refit"],
     ["archive", "stages", "evaluation", "training"],
-    ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures", "ensembles"],
+    ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures",
+     "ensemble_figures", "ensembles"],
     ["many", "connect", "learned"],
     ["figures", "slider", "__init__"],
 ]
