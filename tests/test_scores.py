@@ -10,8 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lossland import metrics, models
-from lossland.ensembles import (AVERAGES, averaged, best_temperature, global_temperature, member_scores,
-                                point_temperatures, predict_members)
+from lossland.ensembles import (AVERAGES, averaged, best_temperature, global_temperature, independent, member_scores,
+                                point_temperatures, predict_members, wa_ensemble)
 from lossland.ensembles.averaging import Average
 from lossland.ensembles.temperature import RANGE
 from lossland.evaluation import evaluate, predict, scoring
@@ -121,6 +121,16 @@ def test_statistics_are_estimated_once_per_member_however_many_splits(monkeypatc
     monkeypatch.setattr(scoring.Stateless, "buffers", lambda self, w: calls.append(1) or buffers(self, w))
     member_scores(net, drawn(net, 3), TASK, splits=("train", "test", "validation"))
     assert len(calls) == 3
+
+
+def test_a_member_costs_one_pass_over_the_splits(monkeypatch):
+    net, seen = NETS["mlp"](), []
+    call = scoring.Stateless.__call__
+    monkeypatch.setattr(scoring.Stateless, "__call__", lambda self, w, b, x: seen.append(len(x)) or call(self, w, b, x))
+    for count in (1, 4):
+        seen.clear()
+        member_scores(net, drawn(net, count), TASK)
+        assert sum(seen) == count * (len(TASK.train) + len(TASK.test))
 
 
 def test_the_prediction_of_all_members_is_the_last_row():
@@ -352,7 +362,9 @@ def test_a_network_with_batch_norm_is_not_evaluated_without_data():
     a, b = drawn(net, 2)
     calls = [lambda: evaluate(net, segment(a, b), None), lambda: predict(net, a, None), lambda: member_scores(net, [a], None),
              lambda: predict_members(net, [a], None), lambda: global_temperature(net, [a], None),
-             lambda: plane(net, {"a": a, "b": b, "c": b}, None)]
+             lambda: plane(net, {"a": a, "b": b, "c": b}, None), lambda: wa_ensemble(net, [a, b], None),
+             lambda: independent(net, [a, b], None), lambda: independent(net, [a, b], TASK).predict(None),
+             lambda: independent(net, [a, b], TASK).scores(None)]
     for call in calls:
         with pytest.raises(TypeError, match="task must be the data, a Task such as load_task.'digits'.: the batch-norm "
                            "statistics of '.*' and . more, which no weights hold, are re-estimated .*; got NoneType"):

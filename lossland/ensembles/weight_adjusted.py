@@ -19,7 +19,7 @@ from lossland.ensembles.backbones import Backbone
 from lossland.ensembles.costs import Cost, multiply_adds
 from lossland.ensembles.heads import Member, adjusted_heads
 from lossland.errors import choose
-from lossland.evaluation.scoring import Sums, batches
+from lossland.evaluation.scoring import Sums, batches, check_task
 from lossland.features import blocks
 from lossland.layers import Layer
 from lossland.least_squares import RIDGE
@@ -80,6 +80,7 @@ class Ensemble:
             ValueError: for an unknown split or average.
         """
         choose("average", average, AVERAGES)
+        check_task(self.net, task)
         backbone = Backbone(self.net, self.layers, self.n)
         images = batches(task, task.split(split), _BATCH, _dtype(self.members[0]))
         return torch.cat([averaged(self._outputs(backbone, some), average) for some, _ in images])
@@ -101,6 +102,7 @@ class Ensemble:
         Source: AY20 Fig. 7 and Table 5.
         """
         choose("average", average, AVERAGES)
+        check_task(self.net, task)
         backbone, tables = Backbone(self.net, self.layers, self.n), []
         for name in splits:
             split, sums = task.split(name), Sums.zeros(len(self))
@@ -200,6 +202,7 @@ def independent(net: nn.Module, members: Sequence[Weights], task: Task, *,
     Raises:
         ValueError: for no members, or members that are not weights of `net`.
     """
+    check_task(net, task)
     members, layers = _checked(net, members), layers_of(net, layers, task.prepare(task.train.images[:2]))
     return Ensemble(net, layers, len(layers), members, tuple(_refreshed(net, members, task)))
 
@@ -235,6 +238,7 @@ def wa_ensemble(net: nn.Module, members: Sequence[Weights], task: Task, *, n: in
 
     Source: AY20 section 6; the ridge is ours.
     """
+    check_task(net, task)
     members, layers = _checked(net, members), layers_of(net, layers, task.prepare(task.train.images[:2]))
     backbone = Backbone(net, layers, n)
     own = _refreshed(net, members, task)
