@@ -279,4 +279,5 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     del network, state  # frees their memory before the points are copied
     trained, moving = ([{name: view.clone() for name, view in from_vector(row, family.points[0]).items()}
                         for row in rows] for rows in (points, kept))
+    del points, kept  # before the family looks through its points
     return Fit(family.with_points(trained), history, tuple(moving))

@@ -1,3 +1,4 @@
+import gc
 import math
 from dataclasses import replace
 
@@ -120,6 +121,21 @@ def test_training_learns_and_leaves_torchs_generators_alone(task):
     history = fit(mlp_net, families.point(start(mlp_net)), task, replace(FAST, epochs=20)).history
     assert list(history.columns) == ["epoch", "lr", "loss", "accuracy", "seconds"] and len(history) == 20
     assert history.accuracy.iloc[-1] > 0.9 > history.accuracy.iloc[0]
+
+
+def test_what_training_needed_is_free_before_its_result_is_looked_through(task, monkeypatch):
+    """Looking for numbers that are not finite takes memory of its own; on top of training's it would be the peak."""
+    net, held = models.build("mlp", task.input_shape, task.classes, width=997), []
+    ends, size = [start(net, seed) for seed in (1, 2)], 997 * (16 + 1 + 3) + 3
+
+    def look(family, points):
+        whole = {t.data_ptr() for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.numel() in (size, 3 * size)}
+        held.append(len(whole))
+        return replace(family, points=tuple(points))
+
+    monkeypatch.setattr(families.Family, "with_points", look)
+    fit(net, families.bezier(*ends), task, replace(FAST, epochs=1))
+    assert held == [0]
 
 
 def test_a_users_parameters_with_gradients_are_trained_and_stay_as_they_are(task):
