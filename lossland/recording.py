@@ -39,7 +39,7 @@ class _Step:
 
     operation: Any
     outputs: list[Any] | None = None  # stand in for the results of an operation that is left out
-    form: Any = None  # in which the results come
+    form: Any = None  # in which the results come; None: one result as it is
     given: dict[int, Tensor] = field(default_factory=dict)  # arguments that later passes do not have
     restored: dict[int, Tensor] = field(default_factory=dict)  # memory of arguments that are written to
     parts: list[Tensor] | None = None  # results at the k points, to be mixed
@@ -78,6 +78,10 @@ class Recording(_Mode):
         coefficients: (k,) of the first pass.
         private: tensors that the pass may write to, such as running statistics.
         limit: bytes of results at the k points that may be kept.
+
+    Attributes:
+        bytes: of what is kept for later passes.
+        largest: bytes of the largest result of an operation.
     """
 
     def __init__(self, moving: Iterable[Tensor], *, leaves: Sequence[tuple[Tensor, Sequence[Tensor]]] = (),
@@ -85,7 +89,7 @@ class Recording(_Mode):
                  limit: float = math.inf) -> None:
         super().__init__()
         self.steps: list[_Step] = []
-        self.safe, self.skipped, self.bytes = True, 0, 0
+        self.safe, self.skipped, self.bytes, self.largest = True, 0, 0, 0
         self._moving = {_place(x) for x in moving}
         self._leaves = {_place(first): (first, values) for first, values in leaves}
         assert len(self._leaves) == len(leaves), "moving parameters must not share memory"
@@ -128,6 +132,7 @@ class Recording(_Mode):
             self._detach(_place(x))
         out = self._mixed(step, flat, spec, tensors) if reached else None
         out = operation(*args, **kwargs) if out is None else out
+        self.largest = max([self.largest, *(x.nbytes for x in tree_flatten(out)[0] if isinstance(x, Tensor))])
         (self._mark if reached else self._skip)(step, out, flat, tensors, written)
         return out
 
@@ -202,7 +207,7 @@ class Recording(_Mode):
         if places and not written and all(place in old for place in places):
             return  # a view: made again, so that what shares memory goes on sharing it
         self.skipped += 1
-        step.outputs, step.form = [], form
+        step.outputs, step.form = [], None if len(results) == 1 and results[0] is out else form
         for x in results:
             same = [i for i, y in tensors.items() if x is y]
             if same or not isinstance(x, Tensor):
@@ -258,13 +263,22 @@ class Replay(_Mode):
             raise Diverged(f"a later pass called {operation} where the recorded one called {step and step.operation}")
         if step.parts is not None:
             return _mix(step.parts, self._coefficients)
-        flat, spec = tree_flatten((args, kwargs or {}))
+        kwargs = kwargs or {}
         if step.outputs is not None:
-            return tree_unflatten([x.stand_in(flat, self._poison) if isinstance(x, (_Argument, _Blank)) else x
-                                   for x in step.outputs], step.form)
+            return self._stand_in(step, args, kwargs)
+        if not step.restored and not step.given:
+            return operation(*args, **kwargs)
+        flat, spec = tree_flatten((args, kwargs))
         for i, x in step.restored.items():
             _memory(flat[i]).copy_(x)
         for i, x in step.given.items():
             flat[i] = x
         args, kwargs = tree_unflatten(flat, spec)
         return operation(*args, **kwargs)
+
+    def _stand_in(self, step: _Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Taking arguments apart costs more than most operations that are left out: only where one is handed on.
+        handed_on = any(isinstance(x, _Argument) for x in step.outputs)
+        flat = tree_flatten((args, kwargs))[0] if handed_on else ()
+        found = [x.stand_in(flat, self._poison) if isinstance(x, (_Argument, _Blank)) else x for x in step.outputs]
+        return found[0] if step.form is None else tree_unflatten(found, step.form)

@@ -144,7 +144,7 @@ def mix(points: Sequence[Weights], coefficients: Tensor) -> Weights:
         # Not one matrix product: 0 * x + 1 * y must give y to the last bit, whatever order a product adds up in.
         total = c[:, 0] * reference
         for i in range(1, len(points)):
-            total = torch.addcmul(total, c[:, i], points[i][key])
+            total = total.addcmul_(c[:, i], points[i][key])
         mixed[key] = total[0] if single else total
     return mixed
 

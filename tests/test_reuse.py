@@ -257,6 +257,21 @@ def test_little_memory_changes_nothing(name, monkeypatch):
         assert_close(torch.tensor(small.nll.values), torch.tensor(whole.nll.values), rtol=1e-9, atol=0)
 
 
+def test_passes_are_so_small_that_their_results_stay_in_cache(monkeypatch):
+    net, names = built(NETS["conv"])
+    path = paths.Path((paths.Mix((draw(net, 1), {**draw(net, 1), names[-1]: draw(net, 2)[names[-1]]}), paths.linear_basis),))
+    whole = ev.evaluate(net, path, TASK, points=4, splits=("train",))
+    seen: list[int] = []
+    monkeypatch.setattr(mixtures, "Batch", lambda span, images, **kind: seen.append(len(images)) or Batch(span, images, **kind))
+    for cache, least, expected in ((3 * 2 * 64 * 8, 1, 3), (1, 2, 2)):  # two maps of 64 pixels, float64
+        monkeypatch.setattr(mixtures, "_CACHE", cache)
+        monkeypatch.setattr(mixtures, "_LEAST", least)
+        small = ev.evaluate(net, path, TASK, points=4, splits=("train",))
+        assert_close(torch.tensor(small.nll.values), torch.tensor(whole.nll.values), rtol=1e-9, atol=0)
+        assert max(seen) == expected and sum(seen) == len(TASK.train)
+        seen.clear()
+
+
 def test_no_more_than_the_limit_is_kept():
     net, names = built(NETS["conv"])
     a, b = draw(net, 1), draw(net, 2)

@@ -14,11 +14,14 @@ from torch.nn.functional import linear
 from lossland import kernels
 from lossland.evaluation import scoring
 from lossland.batchnorm import Estimate, estimating
-from lossland.evaluation.reuse import PROBE, Batch, Member, Span
+from lossland.evaluation.reuse import PROBE, Batch, Cost, Member, Span
 from lossland.evaluation.scoring import Sums, batches, one_hidden
 from lossland.paths import Mix, adds_up
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, mix, skeleton
+
+_CACHE = 8 * 2**20  # bytes of the largest result of a pass on a CPU: what is made stays in cache until it is read
+_LEAST = 16  # images per pass, so that weights are read for several of them
 
 
 def skeletons_of(net: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -94,11 +97,13 @@ class Mixtures:
                 sums.add(where[rows], kernels.mix_relu_head(features, c, heads["weight"], bias), labels)
             tick(len(where) * len(labels) / len(split))
 
-    def _blocks(self, split: Split, cost: tuple[float, float] | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _blocks(self, split: Split, cost: Cost | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yield a split in runs of batches (images, labels) that fit into memory with what members share of them."""
         images, _ = next(self._images(split, 1))
-        each = cost[1] if cost else images.nbytes
+        each = cost.mixed if cost else images.nbytes
         size = max(1, int(min(scoring.BATCH, scoring.SHARED / each)))
+        if cost and images.device.type == "cpu":
+            size = min(size, max(_LEAST, int(_CACHE / cost.largest)))
         every, count = self._images(split, size), max(1, int(scoring.SHARED / (each * size)))
         while block := list(islice(every, count)):
             yield block
@@ -125,8 +130,8 @@ class Mixtures:
     def _images(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(self.task, split, max(1, size // split.labels[0].numel()), self.like.dtype)
 
-    def _cost(self, span: Span, members: _Members, split: Split) -> tuple[float, float] | None:
-        """Return the bytes per image that members share, or None where they share nothing."""
+    def _cost(self, span: Span, members: _Members, split: Split) -> Cost | None:
+        """Return the bytes per image of what members share, or None where they share nothing."""
         if len(members.coefficients) == 1:
             return None
         images, _ = next(self._images(split, PROBE))
@@ -141,7 +146,7 @@ class Mixtures:
         span = self._span(members, private=True)
         cost = self._cost(span, members, self.task.train)
         for images, _ in self._images(self.task.train, scoring.BATCH):
-            batch = Batch(span, images, shared=cost is not None and cost[0] * len(images) <= scoring.SHARED)
+            batch = Batch(span, images, shared=cost is not None and cost.apart * len(images) <= scoring.SHARED)
             for row, estimate in enumerate(estimates):
                 batch(self._member(members, row))
                 if batch.recording:  # statistics in front of the first moving parameter are those of the first member

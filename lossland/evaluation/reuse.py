@@ -26,6 +26,21 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Bytes per image of passes that share work.
+
+    Attributes:
+        apart: kept for later passes without products at the k points.
+        mixed: kept with them.
+        largest: of the largest result of an operation.
+    """
+
+    apart: float
+    mixed: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Span:
     """Networks that are mixtures of k points, as a function of member and images.
 
@@ -53,8 +68,8 @@ class Span:
             outputs = self.call(member.weights, member.buffers, images)
         return recording, outputs
 
-    def probe(self, first: Member, second: Member, images: Tensor) -> tuple[float, float] | None:
-        """Return the bytes per image that passes share without and with products at the k points; None: nothing.
+    def probe(self, first: Member, second: Member, images: Tensor) -> Cost | None:
+        """Return what passes share, and the size of what they compute; None: they share nothing.
 
         They cannot where the way through the network depends on moving values, or inputs are written to; and whether a
         later pass gives the same outputs to the last bit is tried out on a few images.
@@ -74,7 +89,8 @@ class Span:
         mixed = self.record(first, images)[0]
         if not (mixed.bytes or constant):
             return None
-        return tuple((one.bytes + images.nbytes) / len(images) for one in (recording, mixed))
+        apart, both = ((one.bytes + images.nbytes) / len(images) for one in (recording, mixed))
+        return Cost(apart, both, mixed.largest / len(images))
 
 
 class Batch:
