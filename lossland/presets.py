@@ -40,8 +40,8 @@ def check_parameters(namespace: Mapping[str, Any], *, chapter: str | None = None
         scales: Valid values of the parameter ``scale``, where the chapter has one.
 
     Raises:
-        ValueError: An unknown parameter (with the nearest known one), a parameter that has no value, an infinite or
-            NaN number, an unknown scale, no annotations at all.
+        ValueError: An unknown parameter (with the nearest known one), a parameter that has no value, an infinite, NaN
+            or negative number, an unknown scale, no annotations at all.
         TypeError: A value of the wrong type, or an annotation of another kind than those above.
 
     Example:
@@ -117,6 +117,8 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ValueError(f"parameter {name!r} must be finite, got {value!r}")
+    if any(isinstance(number, (int, float)) and number < 0 for number in numbers):
+        raise ValueError(f"parameter {name!r} must be >= 0, got {value!r}")
 
 
 def _fits(name: str, value: Any, kind: str) -> bool:

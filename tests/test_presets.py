@@ -1,6 +1,7 @@
 """Parameters of a chapter are refused under a wrong name, type or scale; the nearest valid one is named."""
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ def test_running_the_cell_again_accepts_later_names_but_still_checks_types() -> 
     space["seed"] = "1"
     with pytest.raises(TypeError, match="'seed' must be int"):
         check_parameters(space)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rate", -0.5), ("seed", -1), ("widths", [4, -8])])
+def test_a_negative_number_is_refused_since_zero_means_from_the_scale(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"'{name}' must be >= 0, got {re.escape(repr(value))}"):
+        check_parameters(namespace(**{name: value}))
 
 
 @pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
