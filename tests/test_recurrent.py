@@ -1,6 +1,7 @@
 """The LSTM language model: a network like any other, for training, curves, evaluation and the store."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from lossland.figures import plot_path
 from lossland.metrics import accuracy, ece, nll
 from lossland.models import build, initial_weights
 from lossland.paths import segment
-from lossland.recipes import endpoints, network, recipe_for
+from lossland.recipes import RECIPES, endpoints, network, recipe_for
 from lossland.recurrent import LSTM
 from lossland.splits import Split
 from lossland.store import Store
@@ -48,6 +49,24 @@ RECIPE = Recipe(epochs=2, lr=0.5, batch_size=8)
 
 def draw(net: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> Weights:
     return initial_weights(net, torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# recipes
+
+def test_the_recipe_of_the_penn_treebank_is_the_tutorials_step() -> None:
+    """Losses of a window's words added up, learning rate 1, gradient clipped at 10: in terms of the mean per word."""
+    # two words of 50: what is learnt first, and strongly, is how rare the others are
+    recipe, words = RECIPES["g18-ptb"], torch.randint(2, (40, 36), generator=torch.Generator().manual_seed(0))
+    windows = Split(words[:, :-1].contiguous(), words[:, 1:].contiguous())
+    text = Task("text", windows, windows, None, 50, 1.0, (), (), words=tuple(map(str, range(50))))
+    net, one = build("lstm", (35,), 50, hidden=8, layers=2), replace(recipe, epochs=1, batch_size=40, precision="float64")
+    weights = draw(net, 1, torch.float64)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    cross_entropy(functional_call(net, leaves, (text.train.images,)), text.train.labels, reduction="sum").div(40).backward()
+    assert float(torch.nn.utils.clip_grad_norm_(leaves.values(), 10)) > 12  # or nothing was clipped
+    after = fit(net, point(weights), text, one).family.points[0]
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(after[name], weights[name] - leaf.grad, rtol=1e-4, atol=1e-6)
 
 
 # the network
