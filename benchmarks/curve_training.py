@@ -87,7 +87,8 @@ def plain_seconds(net: nn.Module, weights: Weights, task: Task, recipe: Recipe) 
     """Return the seconds of one epoch of a loop with torch's own optimiser."""
     theta = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
     bare, buffers = skeleton(net).train(), fresh_buffers(net, next(iter(weights.values())))
-    optimiser = torch.optim.SGD(theta.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    optimiser = torch.optim.SGD(theta.values(), lr=recipe.lr, momentum=recipe.momentum,
+                                weight_decay=recipe.weight_decay)
     clock = Clock(task.train.images.device)
     for epoch in range(recipe.epochs):
         order = torch.Generator().manual_seed(epoch)

@@ -28,8 +28,8 @@ RECIPES: dict[str, Recipe] = {
     "ay20-cifar10": Recipe(epochs=400, lr=0.01, weight_decay=1e-4),
     "g18-vgg16": Recipe(epochs=200, lr=0.05, weight_decay=5e-4),
     "g18-preresnet": Recipe(epochs=150, lr=0.1, weight_decay=3e-4),
-    # The TensorFlow tutorial's large setting, which adds up the losses of a window's 35 words at a learning rate of 1 and
-    # clips that gradient at 10, without momentum. It holds the rate for 14 epochs and then divides it by 1.15 in each.
+    # The TensorFlow tutorial's large setting: it adds up the losses of a window's 35 words at a learning rate of 1 and
+    # clips that gradient at 10, without momentum. The rate stays for 14 epochs, then each divides it by 1.15.
     "g18-ptb": Recipe(epochs=55, lr=35.0, batch_size=20, momentum=0.0, clip=10 / 35),
     "w21-cifar10": Recipe(epochs=160, lr=0.1, weight_decay=1e-4, schedule="cosine", warmup=5),
 }
