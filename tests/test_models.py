@@ -11,6 +11,18 @@ from lossland.batchnorm import fresh_buffers
 from lossland.layers import verify
 from lossland.weights import count, skeleton
 
+
+
+def preresnet(blocks: int, stages: tuple[int, ...] = (16, 32, 64)) -> int:
+    """Weights of a residual network for 3 channels and 10 classes: two 3 x 3 convolutions a block, a norm before each."""
+    total, wide = 9 * 3 * stages[0], stages[0]
+    for units in stages:
+        for _ in range(blocks):
+            total += 9 * wide * units + 9 * units**2 + 2 * wide + 2 * units + (wide * units if wide != units else 0)
+            wide = units
+    return total + 2 * wide + (wide + 1) * 10
+
+
 PAPER_SIZES = [  # name, inputs, parameters, where the number comes from
     ("mlp", (1, 28, 28), 784 * 2000 + 2000 + 2000 * 10 + 10, "AY20: 2000 units"),
     ("fc3", (3, 32, 32), 3072 * 6144 + 6144 * 2000 + 2000 * 10, "AY20 Table 4: 6144-2000, no biases"),
@@ -20,6 +32,9 @@ PAPER_SIZES = [  # name, inputs, parameters, where the number comes from
     ("3conv3fc", (3, 32, 32), 32 * 76 + 64 * 801 + 128 * 1601 + 1153 * 1000 + 1001 * 1000 + 10_010, "G18: K = 1"),
     ("wrn28x10", (3, 32, 32), 36_479_194, "Zagoruyko & Komodakis: 36.5 million"),
     ("resnet164", (3, 32, 32), 1_703_258, "He et al.: 1.7 million"),
+    ("vgg16", (3, 32, 32), 14_714_688 + 2 * 513 * 512 + 513 * 10, "the 13 convolutions of VGG16; dense layers of 512"),
+    *((name, (3, 32, 32), preresnet(blocks), f"three stages of {blocks} blocks with pre-activation")
+      for name, blocks in (("preresnet20", 3), ("preresnet110", 18), ("resnet158", 26))),
 ]
 
 
