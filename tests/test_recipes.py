@@ -3,10 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from conftest import make_task
 from lossland import recipes
+from lossland.families import bezier
 from lossland.store import Store
 from lossland.training import Recipe
 
@@ -32,6 +34,32 @@ def test_whatever_determines_a_network_makes_another_entry(tmp_path, change):
         recipes.endpoints(settings["task"], "mlp", seeds=[1], recipe=settings["recipe"], store=tmp_path,
                           width=settings["width"])
     assert len(Store(tmp_path).entries()) == 2
+
+
+class Own(nn.Module):
+    """A network of the user's."""
+
+    def __init__(self, units: int = 5) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, units), nn.BatchNorm1d(units), nn.Tanh(), nn.Linear(units, 3))
+
+    def forward(self, images):
+        return self.body(images)
+
+
+def test_without_a_name_networks_and_their_numbers_say_what_is_the_same(tmp_path, monkeypatch):
+    net, store = Own(), Store(tmp_path)
+    a, b, c = ({name: torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)) for name, p in net.named_parameters()}
+               for seed in range(3))
+    curve, other = (recipes.trained(bezier(a, end), net, TASK, QUICK, store=store) for end in (b, c))
+    assert not torch.equal(curve.points[1]["body.1.weight"], other.points[1]["body.1.weight"])
+    relu = Own()
+    relu.body[3] = nn.ReLU()  # the same names and shapes, another network
+    recipes.trained(bezier(a, b), relu, TASK, QUICK, store=store)
+    assert len(store.entries()) == 3
+    monkeypatch.setattr(recipes, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    again = recipes.trained(bezier({name: value.clone() for name, value in a.items()}, b), Own(), TASK, QUICK, store=store)
+    assert_close(again.points[1], curve.points[1], rtol=0, atol=0)
 
 
 def test_a_record_tells_how_the_network_came_about(tmp_path):
@@ -96,7 +124,8 @@ def test_fields_added_later_leave_the_keys_of_stored_recipes_alone():
     assert Store().key(facts) == GOLDEN
 
 
-@pytest.mark.parametrize("change", [{"draws": 2}, {"draws": 2, "measure": "length"}])
+@pytest.mark.parametrize("change", [{"draws": 2}, {"draws": 2, "measure": "length"}, {"clip": 0.25},
+                                    {"schedule": "triangular", "cycle": 2, "lr_low": 0.01}])
 def test_a_new_field_with_a_value_of_its_own_makes_another_entry(change):
     changed = replace(QUICK, **change)
     assert changed.facts() == QUICK.facts() | change
