@@ -51,12 +51,20 @@ class _Grid:
         return _Grid(corners, spots, torch.stack([1 - second - third, second, third], 1), rows)
 
 
-def _checked(net: nn.Module, points: Mapping[str, Weights]) -> list[Weights]:
+def _three(points: Mapping[str, Weights]) -> list[Weights]:
+    if not isinstance(points, Mapping):
+        raise TypeError("points must be a dictionary of three named points, such as {'A': a, 'B': b, 'bend': "
+                        f"curve.points[1]}}, got {type(points).__name__}")
     if len(points) != 3:
         raise ValueError(f"points must name three points, got {len(points)}: {sorted(points)}")
+    return list(points.values())
+
+
+def _checked(net: nn.Module, points: Mapping[str, Weights]) -> list[Weights]:
+    three = _three(points)
     for name, point in points.items():
         check_belongs(net, point, f"points[{name!r}]")
-    return list(points.values())
+    return three
 
 
 @torch.no_grad()
@@ -78,7 +86,7 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
         split: of the task; or several, which share batch-norm statistics.
         progress: show a line, with an estimate of the time before the first cell (`plane_seconds`).
         checkpoint: saved to after every column of cells; a plane that was cut off goes on where it stopped, with the
-            numbers of one that was not.
+            numbers of one that was not. `Store.fetch` hands one to the function that calls `plane`.
 
     Returns:
         One row per cell: x, y [l2 distance in weight space], nll [nats], accuracy, ece [fractions], norm [l2 of all
@@ -87,6 +95,7 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
         `attrs["points"]`: name -> (x, y).
 
     Raises:
+        TypeError: if the points have no names.
         ValueError: if there are not three points, they lie on one line, cells < 2, or the checkpoint holds another
             plane.
         FloatingPointError: if the loss is NaN or infinite somewhere.
@@ -217,11 +226,12 @@ def in_plane(points: Mapping[str, Weights], curve: Path | Family, *, count: int 
         Columns t, x, y, away [l2 distance in weight space].
 
     Raises:
+        TypeError: if the points have no names.
         ValueError: if there are not three points, or they lie on one line.
 
     Source: G18 Fig. 1.
     """
-    three = list(points.values())
+    three = _three(points)
     path = curve.path() if isinstance(curve, Family) else curve
     t = path.grid(math.ceil((count - 1) / len(path.legs)) + 1)
     leg, s = path.locate(t)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lossland.devices import device_name
 from lossland.errors import choose
 from lossland.families import Family, point
+from lossland.identity import described, fingerprint
 from lossland.models import build, initial_weights
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
@@ -63,25 +64,32 @@ def recipe_for(task: Task, **changes: Any) -> Recipe:
     return Recipe(**fields)
 
 
-def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any], seed: int = 0,
-            store: Store | None = None, progress: bool = False) -> Family:
+def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any] | None = None,
+            seed: int = 0, store: Store | None = None, progress: bool = False) -> Family:
     """Return the trained family, read from the store where this very recipe has been trained before.
 
     Args:
-        family: control points to start from; their values belong to the recipe through `name`, which must determine
-            them.
+        family: control points to start from.
         net: the network.
         task: data; its content hash belongs to the recipe.
         recipe: epochs, learning rate, decay.
-        name: JSON values that determine network and starting points, such as model, sizes and seeds.
+        name: JSON values that determine network and starting points, such as model, sizes and seeds: these names stand
+            for them, their numbers are not looked at. None: what the network is described as, and the numbers.
         seed: of batches, augmentation and sampled members.
         store: where to look and keep; None: the default store.
         progress: show a line.
 
     Returns:
         The family on the task's device. A run that was cut off continues from its last epoch.
+
+    Examples:
+        Networks of your own, and a curve between them:
+
+        >>> curve = trained(bezier(a, b), net, task, recipe)  # doctest: +SKIP
     """
     device = task.train.images.device
+    if name is None:
+        name = {"net": described(net), "start": [fingerprint(weights, recipe.dtype) for weights in family.points]}
     facts = {"name": dict(name), "kind": family.kind, "points": len(family.points), "task": task.fingerprint,
              "recipe": recipe.facts(), "seed": seed, "training": VERSION, "device": device.type}
 

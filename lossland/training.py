@@ -243,7 +243,8 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
         seed: of everything random.
         split: which split is trained on.
         progress: show a line with epoch, loss and accuracy.
-        checkpoint: saved to after every epoch, and continued from where it holds something.
+        checkpoint: saved to after every epoch, and continued from where it holds something; `recipes.trained` brings
+            one from the store.
         until: stop after so many epochs of the recipe's schedule, and return the velocity too; None: after all.
         velocity: of SGD's momentum at the start, one for each free control point (`Fit.velocity`); None: zero.
         collect: takes weights out of the run at iterations of its choice; for a single network.

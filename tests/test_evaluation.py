@@ -12,7 +12,7 @@ from lossland import evaluation as ev
 from lossland import families, metrics, models, paths
 from lossland.evaluation.lengths import Lengths
 from lossland.layers import depths, permute
-from lossland.planes import plane, plane_coordinates
+from lossland.planes import in_plane, plane, plane_coordinates
 from lossland.weights import Weights, at, distance, mix, to_vector
 
 KINDS = {  # network -> the way in which its straight legs are evaluated
@@ -143,6 +143,9 @@ def test_a_users_network_without_a_layer_list_works_too():
     (lambda n, a, b: ev.evaluate(models.build("fc3", (1, 8, 8), 3, first=3, second=2), paths.segment(a, b), TASK),
      ValueError, "the start of path must hold the parameters of MLP; missing"),
     (lambda n, a, b: plane(n, {"a": a, "b": b}, TASK), ValueError, "three points, got 2"),
+    (lambda n, a, b: plane(n, [a, b, a], TASK), TypeError, "points must be a dictionary of three named points, .* got list"),
+    (lambda n, a, b: in_plane([a, b, a], paths.segment(a, b)), TypeError, "points must be a dictionary of three named points"),
+    (lambda n, a, b: in_plane({"a": a}, paths.segment(a, b)), ValueError, "three points, got 1"),
     (lambda n, a, b: plane(n, {"a": a, "b": b, "m": at(paths.segment(a, b)(torch.tensor([0.3])), 0)}, TASK), ValueError,
      "three on one line"),
     (lambda n, a, b: plane(n, {"a": a, "b": b, "c": a}, TASK, cells=1), ValueError, "cells must be >= 2"),

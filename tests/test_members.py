@@ -15,9 +15,10 @@ from lossland.ensembles.gaussian import Gaussian
 from lossland.ensembles.members import Members, running_mean
 from lossland.ensembles.runs import fge, snapshots, swa, swag
 from lossland.ensembles.settings import FGE_SETTINGS, SSE_SETTINGS, SWA_SETTINGS
-from lossland.ensembles.starts import described, parameters_in
+from lossland.ensembles.starts import parameters_in
 from lossland.ensembles.trace import trace_cycle
 from lossland.evaluation import predict
+from lossland.identity import described
 from lossland.schedules import Recipe, member_iterations
 from lossland.store import Store
 from lossland.training import Start, fit

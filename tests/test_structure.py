@@ -22,7 +22,7 @@ LEVELS = [
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units"],
     ["layers", "tasks", "paths", "metrics", "recording"],
     ["residual", "recurrent", "batchnorm", "neurons", "families", "corruptions"],
-    ["models", "features", "tracing", "flat"],
+    ["models", "features", "tracing", "flat", "identity"],
     ["flows", "adjust", "legs", "descent", "refit"],
     ["archive", "stages", "evaluation", "training"],
     ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures",

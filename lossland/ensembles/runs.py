@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lossland.devices import device_name
 from lossland.ensembles.gaussian import Gaussian
 from lossland.ensembles.members import Keeper, Kept, Members, keep
-from lossland.ensembles.starts import as_start, described, fingerprint
+from lossland.ensembles.starts import as_start
 from lossland.errors import choose
 from lossland.families import point
+from lossland.identity import described, fingerprint
 from lossland.schedules import Recipe, batches_per_epoch, member_iterations
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
