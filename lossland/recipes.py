@@ -153,7 +153,7 @@ class _Resumed:
 
 
 def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epochs: Sequence[int],
-               name: Mapping[str, Any], seed: int = 0, store: Store | None = None,
+               name: Mapping[str, Any] | None = None, seed: int = 0, store: Store | None = None,
                progress: bool = False) -> list[Start]:
     """Return weights and momentum of one run after some of its epochs: trained once, then read from the store.
 
@@ -166,7 +166,7 @@ def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, ep
         task: data; its content hash belongs to the recipe.
         recipe: the whole schedule.
         epochs: where to stop, such as (120, 156) of 200; the result has their order.
-        name: JSON values that determine network and initial weights, such as model, sizes and seed.
+        name: JSON values that determine network and initial weights, as for `trained`.
         seed: of batches and augmentation.
         store: where to look and keep; None: the default store.
         progress: show a line.
@@ -179,6 +179,8 @@ def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, ep
     if not epochs or not all(1 <= epoch <= recipe.epochs for epoch in epochs):
         raise ValueError(f"epochs must be some of the recipe's 1..{recipe.epochs}, got {list(epochs)}")
     device, place = task.train.images.device, store or Store()
+    if name is None:
+        name = {"net": described(net), "start": fingerprint(start, recipe.dtype)}
     facts = {"name": dict(name), "kind": "stop", "task": task.fingerprint, "recipe": recipe.facts(), "seed": seed,
              "training": VERSION, "device": device.type}
     found: dict[int, Start] = {}

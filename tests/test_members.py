@@ -66,16 +66,21 @@ def test_members_are_read_from_the_store_when_they_are_asked_for(store, monkeypa
     assert again.facts.equals(made.facts)
 
 
+class Softer(models.MLP):
+    """A network with the same parameters, which computes something else."""
+
+    def forward(self, images):
+        return super().forward(images) / 2
+
+
 def test_whatever_determines_a_run_makes_another(store):
     velocity = {name: torch.ones_like(value) for name, value in start(NET).items()}
     fge(NET, start(NET), TASK, TRIANGULAR, store=store)
     for change in ({"seed": 1}, {"name": {"forward": 2}}, {"task": make_task(train=90)}, {"start": start(NET, 1)},
                    {"start": Start(start(NET), velocity)}, {"recipe": replace(TRIANGULAR, lr_low=1e-4)},
-                   {"net": nn.Sequential(NET)}):
+                   {"net": Softer(TASK.input_shape, TASK.classes, widths=(6,))}):
         before = len(store.entries())
         given = {"start": start(NET), "task": TASK, "recipe": TRIANGULAR, "net": NET} | change
-        if "net" in change:
-            given["start"] = {f"0.{key}": value for key, value in start(NET).items()}
         fge(given.pop("net"), given.pop("start"), given.pop("task"), given.pop("recipe"), store=store, **given)
         assert len(store.entries()) == before + 4, change  # the run and three members
 
@@ -318,3 +323,13 @@ def test_the_trace_has_the_learning_rate_distance_and_error_of_the_run(store):
     assert (short.error * 9).tolist() == pytest.approx((short.error * 9).round().tolist())
     with pytest.raises(ValueError, match="every must be >= 1 iterations, got 0"):
         trace_cycle(NET, begin, TASK, TRIANGULAR, every=0, store=store)
+
+
+def test_a_network_of_ones_own_is_stopped_at_without_a_name(store, monkeypatch):
+    found, = recipes.stopped_at(NET, start(NET), TASK, FAST, epochs=[2], store=store)
+    expected = fit(NET, families.point(start(NET)), TASK, FAST, until=2)
+    assert_close((found.weights, found.velocity), (expected.family.points[0], expected.velocity[0]), rtol=0, atol=0)
+    recipes.stopped_at(NET, start(NET, 1), TASK, FAST, epochs=[2], store=store)
+    assert len(store.entries()) == 2
+    monkeypatch.setattr(recipes, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert recipes.stopped_at(NET, start(NET), TASK, FAST, epochs=[2], store=store)[0].epoch == 2
