@@ -38,7 +38,7 @@ def _curve(rescale: bool = True) -> pd.DataFrame:
     parts = []
     for way in (False, True) if rescale else (False,):
         parts.append(pd.DataFrame({"t": t, "rescaled": way, "members": np.arange(1, 7), "split": "test",
-                                   "temperature": 1 + way, "nll": 0.2 - 0.1 * way, "accuracy": 0.95 + 0.01 * way,
+                                   "temperature": 1 + way, "nll": 0.2 - 0.1 * way + t[::-1], "accuracy": 0.95 + 0.01 * way - t[::-1],
                                    "ece": 0.01, "single_nll": (0.3 - 0.1 * way) + t, "single_accuracy": 0.9 - 0.1 * t,
                                    "single_ece": 0.02}))
     return pd.concat(parts, ignore_index=True)
@@ -122,7 +122,9 @@ def test_losses_are_drawn_before_and_after_rescaling_and_errors_once():
     np.testing.assert_allclose(lines["each alone, after rescaling"], 0.2 + t)
     np.testing.assert_allclose([lines["all 6 together, before"][0], lines["all 6 together, after"][0]], [0.2, 0.1])
     assert len(lines) == 5
-    errors = _lines(figures.plot_rescaling(_curve(), metric="error"))
+    figure = figures.plot_rescaling(_curve(), metric="error")
+    errors = _lines(figure)
+    assert len(figure.axes[0].lines) == 3
     assert list(errors) == ["each alone", "all 6 together, before", "all 6 together, after"]
     np.testing.assert_allclose(errors["all 6 together, after"], 4)
     assert list(_lines(figures.plot_rescaling(_curve(False)))) == ["each alone", "all 6 together"]
