@@ -269,9 +269,9 @@ def load_task(name: str | Path = "digits", *, data_dir: str | Path | None = None
                    "normalise": normalise}
     if (name not in TASKS or name == "pydoc") and (text := read_text(name, data_folder(data_dir), vocabulary, window)):
         return _text_task(text, place, images_only)
+    source = read(name, data_dir, allow_download)  # refuses a name that is unknown before it speaks of options
     if vocabulary is not None or window is not None:
         raise ValueError(f"vocabulary and window are for texts, got {vocabulary} and {window} for {str(name)!r}")
-    source = read(name, data_dir, allow_download)
     images, labels = source.train
     order, rest = held_out(len(labels), validation, seed)
     noisy = redrawn(labels[order], label_noise, source.classes, seed)

@@ -209,6 +209,11 @@ def test_options_of_texts_are_refused_for_images(option: str) -> None:
         load_task("digits", device="cpu", **{option: 10})
 
 
+def test_an_unknown_name_is_named_before_its_options() -> None:
+    with pytest.raises(ValueError, match="name must be one of .*'pydoc'.* got 'pidoc'"):
+        load_task("pidoc", device="cpu", vocabulary=10, window=5)
+
+
 @pytest.mark.parametrize(("change", "says"), [
     ({"augment": "flip-crop"}, "a text must have augment 'none' and 200 words"),
     ({"words": ("a", "b")}, "one per class, got 'none' and 2 words"),
