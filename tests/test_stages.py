@@ -204,7 +204,7 @@ class Residual(nn.Module):
 
 
 SMALL = {
-    "fc3": partial(dense, 3, 40), "fc5": partial(dense, 5, 40), "residual": Residual,
+    "fc3": partial(dense, 3, 40), "fc5": partial(dense, 5, 40), "fc7": partial(dense, 7, 40), "residual": Residual,
     "conv2fc1": lambda: models.build("conv2fc1", TASK.input_shape, 3, channels=(4, 5)),
     "vgg16": lambda: models.build("vgg16", SMALLER.input_shape, 3, channels=6),
     "cresnet20": lambda: models.build("cresnet20", TASK.input_shape, 3, blocks=1, channels=18),
@@ -215,7 +215,7 @@ SMALL = {
 @pytest.mark.parametrize("method", ["linear + wa", "arc + wa", "ot + wa"])
 @pytest.mark.parametrize("architecture", SMALL)
 def test_as_many_units_as_samples_reproduce_the_outputs_of_a(architecture, method):
-    few = TASK.subset(train=12 if architecture in ("fc3", "fc5", "residual") else 1)  # a convolution's are patches
+    few = TASK.subset(train=12 if architecture in ("fc3", "fc5", "fc7", "residual") else 1)  # a convolution's are patches
     few = SMALLER if architecture == "vgg16" else few
     net, (matching, move, scheme) = SMALL[architecture](), METHODS[method]
     a, b = (models.initial_weights(net, torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2))
