@@ -147,6 +147,12 @@ def test_members_share_the_tensors_of_the_backbone_by_identity():
         assert all(tensor is found.buffers[0][name] for name, tensor in buffers.items() if "norm" in name)
 
 
+def test_an_ensemble_shows_itself_without_its_numbers():
+    net = NETS["preresnet"]()
+    shown = repr(wa_ensemble(net, drawn(net), TASK))
+    assert "n=1" in shown and "tensor(" not in shown
+
+
 # Adjusted heads
 
 

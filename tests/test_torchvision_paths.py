@@ -2,6 +2,7 @@
 
 import functools
 from itertools import pairwise
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,6 +36,16 @@ def narrow(block: type, blocks: list[int]) -> nn.Module:
     return net
 
 
+def few_blocks(module: ModuleType) -> nn.Module:
+    widths = [(8, 12, 1), (12, 16, 1), (16, 20, 2), (20, None, 1)]
+    return module.ConvNeXt([module.CNBlockConfig(*one) for one in widths], 0.1, num_classes=3)
+
+
+def few_units(module: ModuleType) -> nn.Module:
+    settings, last = module._mobilenet_v3_conf("mobilenet_v3_small", width_mult=0.25)
+    return module.MobileNetV3(settings[:5], last // 4, num_classes=3)
+
+
 class Sliced(nn.Module):
     """Two halves of one layer's units multiplied: their order matters, so that they are not matched."""
 
@@ -51,6 +62,8 @@ NETS = {
     **{name: make for name, (make, _, _) in TORCHVISION.items()},
     "resnet18": lambda: narrow(vision.resnet.BasicBlock, [1, 1, 2, 1]),
     "resnet50": lambda: narrow(vision.resnet.Bottleneck, [1, 1, 1, 1]),
+    "convnext_tiny": lambda: few_blocks(vision.convnext),
+    "mobilenet_v3_small": lambda: few_units(vision.mobilenetv3),
     "cut in two": Sliced,
 }
 

@@ -46,8 +46,8 @@ class Ensemble:
     net: nn.Module
     layers: tuple[Layer, ...]
     n: int
-    members: tuple[Weights, ...]
-    buffers: tuple[dict[str, Tensor], ...]
+    members: tuple[Weights, ...] = field(repr=False)
+    buffers: tuple[dict[str, Tensor], ...] = field(repr=False)
     fits: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __len__(self) -> int:
