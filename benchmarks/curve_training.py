@@ -46,7 +46,7 @@ LOOPS = ("plain", "single", "curve")
 WIDE = {"mlp": {"width": 7550}}  # 6 million weights on 28 x 28 images
 CASES = {  # key of the result: (model, sizes, image, batches per epoch)
     "overhead": ("3conv3fc", {}, (3, 32, 32), 4),
-    "overhead_preresnet": ("preresnet20", {}, (3, 32, 32), 1),
+    "overhead_preresnet": ("preresnet20", {}, (3, 32, 32), 2),
     "mlp_overhead": ("mlp", WIDE["mlp"], (1, 28, 28), 12),
 }
 
@@ -168,10 +168,10 @@ def own_bytes() -> int:
 
 
 def memory(device: str) -> dict[str, float]:
-    """Return the growth of each loop, each in processes of its own: the largest of several, as a look may come late."""
+    """Return the growth of each loop: medians over processes of their own."""
     command = [sys.executable, "-m", "benchmarks.curve_training", "--device", device, "--growth"]
-    return {kind: max(float(subprocess.run([*command, kind], check=True, capture_output=True, text=True).stdout)
-                      for _ in range(PROCESSES)) for kind in LOOPS}
+    return {kind: median([float(subprocess.run([*command, kind], check=True, capture_output=True, text=True).stdout)
+                          for _ in range(PROCESSES)]) for kind in LOOPS}
 
 
 def main() -> None:
