@@ -2,7 +2,7 @@
 
 Moments: the inputs of every layer at one network and A's own outputs, over all patches of 32x32 images, in a process of
 its own, whose peak memory is what is reported. On a CPU fewer images are run and the time is extrapolated to 50,000,
-which is said in the output; memory does not depend on the number of images.
+which is said in the output, and the peak memory is that of the run.
 
 Path: one leg per stage, on which a layer goes from A to B and the next one is refit, as `connect(..., scheme="adjust")`
 builds them. `evaluate` stands against networks that are computed from the images on, every one of which costs the same:

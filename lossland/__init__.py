@@ -11,8 +11,8 @@ Examples:
 """
 
 from lossland.connect import connect
+from lossland.ensembles import fge, wa_ensemble
 from lossland.evaluation import evaluate, predict
-from lossland.ensembles import wa_ensemble
 from lossland.families import Family, bezier, chain, line, point, simplex
 from lossland.figures import plot_path, plot_plane
 from lossland.layers import Layer, permute, verify
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "along", "arc", "barrier", "bezier", "chain",
-    "connect", "endpoints", "evaluate", "fit", "join", "line", "load_task", "network", "permute", "plane",
+    "connect", "endpoints", "evaluate", "fge", "fit", "join", "line", "load_task", "network", "permute", "plane",
     "plot_path", "plot_plane", "point", "pooled_centre", "predict", "recipe_for", "results_table", "segment",
     "simplex", "slider", "table", "through_origin", "trace", "trained", "verify", "wa_ensemble", "worst",
 ]
