@@ -37,6 +37,10 @@ class Connector:
     networks: int
     images: int
 
+    def __bool__(self) -> bool:
+        """Return whether the verdict is "yes": what the images leave undecided is not true."""
+        return self.verdict == "yes"
+
     @property
     def mean(self) -> float:
         """Return the mean accuracy of the ends: the bar of the definitions."""
@@ -75,6 +79,9 @@ def is_connector(net: nn.Module, path: Path | Family, task: Task, *, points: int
         split: of the task.
         level: of the interval.
         seed: of the random members of a simplex.
+
+    Returns:
+        What was found, with `.verdict` "yes", "no" or "undecided"; true where it is "yes".
 
     Raises:
         ValueError: for a family of one point, a level outside (0, 1), or fewer points than the ends (and the centre).

@@ -85,7 +85,8 @@ def corrupt(images: Tensor, kind: str, severity: int, *, scale: float = 255.0, s
         images: (n, C, H, W) uint8 pixels; one or three channels for "jpeg".
         kind: "noise" (Gaussian), "blur" (Gaussian), "contrast", "brightness", "pixelate" or "jpeg"; see `STRENGTHS`.
         severity: 1 to 5.
-        scale: the largest value of a pixel: 255, or 16 for scikit-learn's digits.
+        scale: the largest value of a pixel: 255, or 16 for scikit-learn's digits (`Task.scale`).
+            On images of 8 x 8 pixels neighbouring severities of "blur" and "pixelate" coincide.
         seed: of the noise; the same seed gives the same images on every device.
 
     Raises:

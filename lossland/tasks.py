@@ -90,7 +90,7 @@ class Task:
         part = getattr(self, choose("split", name, SPLITS))
         if part is None:
             raise ValueError(f"task {self.name!r} has the splits 'train', 'test' and no 'validation': ask for one with "
-                             "load_task(..., validation=0.1) or task.hold_out(0.1)")
+                             "load_task(..., validation=0.1) or task.hold_out(0.1), and train on that")
         return part
 
     def prepare(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

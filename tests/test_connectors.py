@@ -77,3 +77,10 @@ def test_what_cannot_be_connected_is_refused():
         is_connector(net(), segment(a, a), TASK, level=95)
     with pytest.raises(ValueError, match="points must be > 3, for 3 corners and the centre, got 3"):
         is_connector(net(), families.simplex([a, a, a]), TASK, points=3)
+
+
+def test_only_a_yes_is_true():
+    parts = ((0.5,), (0.9, 0.9))
+    yes, maybe, no = (Connector(worst, *parts, worst - 0.03, worst + 0.03, 61, 500) for worst in (0.9, 0.88, 0.8))
+    assert [found.verdict for found in (yes, maybe, no)] == ["yes", "undecided", "no"]
+    assert yes and not maybe and not no

@@ -152,7 +152,10 @@ class Members(Sequence[Weights]):
 
     @property
     def average(self) -> Weights:
-        """`mean` in the members' own precision. Its batch-norm statistics are estimated where it is evaluated."""
+        """`mean` in the members' own precision. Its batch-norm statistics are estimated where it is evaluated.
+
+        To save a complete state_dict: `average | batchnorm.refresh(net, average, task.prepare(task.train.images))`.
+        """
         dtypes = {name: tensor.dtype for name, tensor in self[0].items()}
         return {name: tensor.to(dtypes[name]) for name, tensor in self.mean.items()}
 

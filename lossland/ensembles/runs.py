@@ -58,8 +58,9 @@ def fge(net: nn.Module, start: Starts, task: Task, recipe: Recipe, *, seed: int 
         recipe: with schedule="triangular"; `settings.FGE_SETTINGS` has those of the paper.
         seed: of batch order, augmentation and dropout.
         include_start: whether the starting weights are the first member of a run (G18 6.1), as iteration 0.
-        budget: epochs that everything together may take: those of the latest start, and of all runs. None: no limit.
-        name: JSON values that tell networks apart which the description of `net` does not (what its forward does).
+        budget: epochs that everything together may take: those of the latest start (`Start.epoch`; plain weights count
+            as 0), and of all runs. None: no limit.
+        name: JSON values that tell networks apart which the class, description and code of `net` do not.
         store: a store or its folder; None: the default store.
         progress: show a line per run.
 

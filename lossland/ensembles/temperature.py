@@ -87,7 +87,8 @@ def held_out(task: Task, split: str) -> Split:
     if split in ("test", "train"):
         why = {"test": "a temperature fitted on the test split has seen the labels that it is judged by",
                "train": "networks know the training images by heart and are too sure of them"}[split]
-        raise ValueError(f"split must be 'validation', got {split!r}: {why}; task.hold_out(0.1) makes one")
+        raise ValueError(f"split must be 'validation', got {split!r}: {why}; train on task.hold_out(0.1), which has "
+                         "one")
     return task.split(split)
 
 
