@@ -30,7 +30,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measure import interleaved, keep_memory, median, result, table, where
+from benchmarks.measure import interleaved, keep_memory, median, ratio, result, table, where
 from benchmarks.path_evaluation import random_task
 from lossland.batchnorm import fresh_buffers
 from lossland.families import Family, bezier, point
@@ -118,11 +118,9 @@ def ratios(model: str, sizes: dict[str, int], shape: tuple[int, int, int], batch
     }
     _, seconds = interleaved(candidates, repeats)
 
-    def to(first: str, second: str) -> float:
-        return median([x / y for x, y in zip(seconds[first], seconds[second], strict=True)])
-
     return {"weights": count(a), **{name: median(taken) for name, taken in seconds.items()},
-            "ratio": to("curve", "single"), "to plain": to("curve", "plain"), "single to plain": to("single", "plain")}
+            "ratio": ratio(seconds["curve"], seconds["single"]), "to plain": ratio(seconds["curve"], seconds["plain"]),
+            "single to plain": ratio(seconds["single"], seconds["plain"])}
 
 
 def growth(kind: str, device: str) -> float:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.func import functional_call
 
 from benchmarks.curve_training import Clock, starts
-from benchmarks.measure import interleaved, median, result, table, where
+from benchmarks.measure import interleaved, median, ratio, result, table, where
 from benchmarks.path_evaluation import random_task
 from lossland.ensembles import member_scores
 from lossland.ensembles.members import Keeper
@@ -81,11 +81,8 @@ def ratios(model: str, sizes: dict[str, int], shape: tuple[int, int, int], per_e
     }
     _, found = interleaved(candidates, repeats)
 
-    def over(name: str) -> float:
-        return median([x / y for x, y in zip(found[name], found["plain"], strict=True)])
-
-    return {"weights": count(start), "plain": median(found["plain"]), "fge": median(found["fge"]), "ratio": over("fge"),
-            "noise": over("again")}
+    return {"weights": count(start), "plain": median(found["plain"]), "fge": median(found["fge"]),
+            "ratio": ratio(found["fge"], found["plain"]), "noise": ratio(found["again"], found["plain"])}
 
 
 def now(device: torch.device) -> float:

@@ -57,6 +57,11 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+def ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the median of the ratios of two candidates' figures, repeat by repeat."""
+    return median([x / y for x, y in zip(first, second, strict=True)])
+
+
 def where() -> str:
     """Return the device and the number of threads."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -11,12 +11,18 @@ from torch.func import functional_call
 from lossland.weights import Weights, skeleton
 
 _Norm = nn.modules.batchnorm._NormBase
+_RESET = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 
 
 def norms(net: nn.Module) -> dict[str, nn.Module]:
     """Return name -> module of the normalisations in `net` that keep running statistics."""
     return {name: module for name, module in net.named_modules()
             if isinstance(module, _Norm) and module.track_running_stats and module.running_mean is not None}
+
+
+def statistics(net: nn.Module) -> dict[str, float]:
+    """Return name -> value before any data, of the buffers of `net` that are batch-norm statistics."""
+    return {f"{name}.{part}": value for name in norms(net) for part, value in _RESET.items()}
 
 
 def fresh_buffers(net: nn.Module, like: Tensor) -> dict[str, Tensor]:
@@ -29,9 +35,7 @@ def fresh_buffers(net: nn.Module, like: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: if such another buffer has no storage (`meta` device).
     """
-    ours = {f"{name}.{part}": value for name in norms(net) for part, value in
-            (("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0.0))}
-    buffers = {}
+    ours, buffers = statistics(net), {}
     for name, buffer in net.named_buffers():
         if name in ours:
             dtype = like.dtype if buffer.is_floating_point() else buffer.dtype

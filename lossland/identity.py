@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossland.batchnorm import norms
+from lossland.batchnorm import statistics
 
 
 def fingerprint(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
@@ -29,11 +29,11 @@ def described(net: nn.Module) -> dict[str, Any]:
     `forward` was edited is another network. Functions that a method calls, and attributes that the description (`repr`)
     does not show, are not looked at.
     """
-    ours = {f"{norm}.{part}" for norm in norms(net) for part in ("running_mean", "running_var", "num_batches_tracked")}
     shapes = [(key, tuple(parameter.shape)) for key, parameter in net.named_parameters()]
     digest = hashlib.sha256(repr((repr(net), shapes)).encode())
-    for kind in sorted({type(module) for module in net.modules()}, key=lambda kind: kind.__qualname__):
+    for kind in dict.fromkeys(type(module) for module in net.modules()):  # each once, in the network's order
         digest.update(repr([*_methods(kind)]).encode() if _is_own(kind) else b"")
+    ours = statistics(net)
     for key, buffer in net.named_buffers():
         if key not in ours:
             digest.update(repr((key, buffer.tolist())).encode())

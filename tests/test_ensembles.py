@@ -330,7 +330,7 @@ def test_bad_members_are_named():
     net = NETS["fc3"]()
     with pytest.raises(ValueError, match="at least one network, got none"):
         independent(net, [], TASK)
-    with pytest.raises(TypeError, match="got one dictionary"):
+    with pytest.raises(TypeError, match="members must be several weights, .* for a single network, got dict"):
         wa_ensemble(net, drawn(net, 1)[0], TASK)
     bad = drawn(net, 2)
     bad[1]["linear.0.weight"][0, 0] = torch.nan

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lossland.batchnorm import norms
+from lossland.batchnorm import statistics
 from lossland.training import Start
 from lossland.weights import Weights, check_belongs, check_finite, tied
 
@@ -30,9 +30,7 @@ def parameters_in(net: nn.Module, state: Mapping[str, Tensor], name: str = "stat
         raise TypeError(f"{name} must be a dictionary parameter name -> tensor, such as net.state_dict(), "
                         f"got {type(state).__name__}")
     buffers, again = dict(net.named_buffers()), tied(net)
-    statistics = {f"{norm}.{part}" for norm in norms(net)
-                  for part in ("running_mean", "running_var", "num_batches_tracked")}
-    for key in (buffers.keys() & state.keys()) - statistics:
+    for key in (buffers.keys() & state.keys()) - statistics(net).keys():
         if buffers[key].shape != state[key].shape or not bool((buffers[key].cpu() == state[key].cpu()).all()):
             raise ValueError(f"{name} must have the buffers of the network, but {key!r} differs: load it into net "
                              "first")

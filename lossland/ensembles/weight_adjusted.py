@@ -6,7 +6,7 @@ each member, so that it gives this member's own outputs, as nearly as it can, on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -18,6 +18,7 @@ from lossland.ensembles.averaging import AVERAGES, averaged, running_average
 from lossland.ensembles.backbones import Backbone
 from lossland.ensembles.costs import Cost, multiply_adds
 from lossland.ensembles.heads import Member, adjusted_heads
+from lossland.ensembles.scores import checked_members
 from lossland.errors import choose
 from lossland.evaluation.scoring import Sums, batches, check_task
 from lossland.features import blocks
@@ -25,7 +26,7 @@ from lossland.layers import Layer
 from lossland.least_squares import RIDGE
 from lossland.tasks import Task
 from lossland.tracing import layers_of
-from lossland.weights import Weights, check_belongs, check_finite
+from lossland.weights import Weights
 
 _BATCH = 1000  # images per pass
 
@@ -174,17 +175,6 @@ def _dtype(weights: Weights) -> torch.dtype:
     return next(iter(weights.values())).dtype
 
 
-def _checked(net: nn.Module, members: Sequence[Weights]) -> tuple[Weights, ...]:
-    if isinstance(members, Mapping):
-        raise TypeError("members must be a sequence of weights, got one dictionary: pass [weights]")
-    if not len(members):
-        raise ValueError("members must hold at least one network, got none")
-    for i, member in enumerate(members):
-        check_belongs(net, member, f"members[{i}]")
-        check_finite(member, f"members[{i}]")
-    return tuple(members)
-
-
 def _refreshed(net: nn.Module, members: Iterable[Weights], task: Task) -> list[dict[str, Tensor]]:
     return [batchnorm.refresh(net, weights, blocks(task, _BATCH, _dtype(weights))) for weights in members]
 
@@ -203,7 +193,7 @@ def independent(net: nn.Module, members: Sequence[Weights], task: Task, *,
         ValueError: for no members, or members that are not weights of `net`.
     """
     check_task(net, task)
-    members, layers = _checked(net, members), layers_of(net, layers, task.prepare(task.train.images[:2]))
+    members, layers = tuple(checked_members(net, members)), layers_of(net, layers, task.prepare(task.train.images[:2]))
     return Ensemble(net, layers, len(layers), members, tuple(_refreshed(net, members, task)))
 
 
@@ -239,7 +229,7 @@ def wa_ensemble(net: nn.Module, members: Sequence[Weights], task: Task, *, n: in
     Source: AY20 section 6; the ridge is ours.
     """
     check_task(net, task)
-    members, layers = _checked(net, members), layers_of(net, layers, task.prepare(task.train.images[:2]))
+    members, layers = tuple(checked_members(net, members)), layers_of(net, layers, task.prepare(task.train.images[:2]))
     backbone = Backbone(net, layers, n)
     own = _refreshed(net, members, task)
     pairs = [Member(weights, buffers) for weights, buffers in zip(members, own, strict=True)]

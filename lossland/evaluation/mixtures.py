@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from lossland import kernels
-from lossland.evaluation import scoring
 from lossland.batchnorm import Estimate, estimating
+from lossland.evaluation import scoring
 from lossland.evaluation.reuse import PROBE, Batch, Cost, Member, Span
 from lossland.evaluation.scoring import Sums, batches, one_hidden
 from lossland.paths import Mix, adds_up
