@@ -11,6 +11,7 @@ from torch.func import functional_call
 from lossland.weights import Weights, skeleton
 
 _Norm = nn.modules.batchnorm._NormBase
+_NORMS = (_Norm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _RESET = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 
 
@@ -18,6 +19,17 @@ def norms(net: nn.Module) -> dict[str, nn.Module]:
     """Return name -> module of the normalisations in `net` that keep running statistics."""
     return {name: module for name, module in net.named_modules()
             if isinstance(module, _Norm) and module.track_running_stats and module.running_mean is not None}
+
+
+def norm_parameters(net: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that belong to normalisations of any kind: batch, group, layer norm.
+
+    Their scales stay near one, so that the angle between two networks' would say nothing.
+
+    Source: W21 D.3, which leaves those of batch norm out of distances, cosines and the regulariser.
+    """
+    return frozenset(f"{name}.{part}" for name, module in net.named_modules() if isinstance(module, _NORMS)
+                     for part, _ in module.named_parameters(recurse=False))
 
 
 def statistics(net: nn.Module) -> dict[str, float]:

@@ -8,7 +8,7 @@ the package, changes a user's module.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,24 @@ def skeleton(net: nn.Module) -> nn.Module:
 
 def _leave_in_place() -> None:
     """Stand in for `nn.RNNBase.flatten_parameters`."""
+
+
+def by_module(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return module -> its own parameters, in order: the layers to which W21's layerwise training gives a coefficient.
+
+    Args:
+        names: of parameters, `weights.keys()`.
+
+    Source: W21 section 3, "layerwise": every convolution, linear layer and normalisation on its own.
+
+    Examples:
+        >>> by_module(["conv.weight", "conv.bias", "norm.weight"])
+        {'conv': ['conv.weight', 'conv.bias'], 'norm': ['norm.weight']}
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
 
 
 def check_finite(weights: Mapping[str, Tensor], name: str) -> None:

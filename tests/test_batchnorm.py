@@ -4,7 +4,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from lossland.batchnorm import fresh_buffers, refresh
+from lossland.batchnorm import fresh_buffers, norm_parameters, refresh
 from lossland.weights import buffers_of, skeleton, weights_of
 
 
@@ -79,3 +79,10 @@ def test_statistics_without_data_are_refused_and_the_message_says_what_to_pass()
         refresh(net, weights_of(net), None)
     dense = nn.Linear(3, 2)
     assert refresh(dense, weights_of(dense), None) == {}
+
+
+def test_parameters_of_normalisations_are_told_from_all_others():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)),
+                        nn.BatchNorm1d(2, affine=False), nn.RMSNorm(2))
+    assert norm_parameters(net) == {"1.weight", "1.bias", "2.weight", "2.bias", "3.0.weight", "3.0.bias", "5.weight"}
+    assert not norm_parameters(nn.Linear(2, 3))

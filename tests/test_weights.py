@@ -110,3 +110,13 @@ def test_tied_weights_stay_tied_in_a_skeleton():
     assert w.tied(bare) == w.tied(net) == {"out.weight": "words.weight"}
     weights = {"words.weight": torch.randn(5, 3), "out.bias": torch.zeros(5)}
     assert_close(torch.func.functional_call(bare, weights, (index,)), weights["words.weight"][index] @ weights["words.weight"].T)
+
+
+def test_parameters_lie_with_the_module_that_owns_them():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.body = nn.Parameter(torch.zeros(2)), nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+    found = w.by_module(dict(Token().named_parameters()))
+    assert found == {"": ["token"], "body.0": ["body.0.weight", "body.0.bias"], "body.1": ["body.1.weight", "body.1.bias"]}
