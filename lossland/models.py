@@ -20,6 +20,7 @@ from torch.nn.functional import relu
 
 from lossland.errors import choose
 from lossland.layers import Layer
+from lossland.normalisation import NORMS, channel_norm, check_permutable
 from lossland.recurrent import LSTM
 from lossland.residual import ResNet
 from lossland.weights import Weights
@@ -63,29 +64,39 @@ class _PlainConv(nn.Module):
     """Convolutions with ReLU and pooling, then dense layers: shared by the networks without skip connections."""
 
     def __init__(self, convs: nn.ModuleList, pool_after: set[int], pool: nn.Module, head: nn.ModuleList,
-                 dropout: float = 0.0) -> None:
+                 dropout: float = 0.0, *, norm: str = "none") -> None:
         super().__init__()
         self.convs, self.pool, self.head = convs, pool, head
         self.dropout = nn.Dropout(dropout)
         self.pool_after = pool_after
+        if choose("norm", norm, ("none", *NORMS)) != "none":
+            self.norms = nn.ModuleList(channel_norm(norm, conv.out_channels) for conv in convs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (n, C) for images (n, C, H, W)."""
         maps = images
         for i, conv in enumerate(self.convs):
-            maps = relu(conv(maps))
+            maps = conv(maps)
+            maps = relu(self.norms[i](maps) if hasattr(self, "norms") else maps)
             if i in self.pool_after:
                 maps = self.pool(maps)
         hidden = maps.flatten(1)
         for layer in self.head[:-1]:
             hidden = relu(layer(self.dropout(hidden)))
-        return self.head[-1](hidden if len(self.head) == 1 else self.dropout(hidden))
+        return self.head[-1](self.dropout(hidden))
 
     def layers(self) -> list[Layer]:
-        """Return the weight layers in forward order."""
+        """Return the weight layers in forward order.
+
+        Raises:
+            ValueError: if there are group norms of several groups, whose units cannot be permuted.
+        """
+        check_permutable(self)
         modules = [f"convs.{i}" for i in range(len(self.convs))] + [f"head.{i}" for i in range(len(self.head))]
         names = [None, *(f"hidden{i}" for i in range(len(modules) - 1)), None]
-        return [Layer(module, names[i], names[i + 1]) for i, module in enumerate(modules)]
+        norms = [f"norms.{i}" for i in range(len(self.convs))] if hasattr(self, "norms") else []
+        norms += [None] * (len(modules) - len(norms))
+        return [Layer(module, names[i], names[i + 1], norms[i]) for i, module in enumerate(modules)]
 
 
 class Conv2FC1(_PlainConv):
@@ -95,18 +106,22 @@ class Conv2FC1(_PlainConv):
         inputs: (C, H, W) of one image, at least 7 pixels high and wide.
         classes: number of classes.
         channels: filters of the two convolutions.
+        norm: "none"; "batch", "group" or "layer" between a convolution, which then has no bias, and its ReLU, see
+            `normalisation.channel_norm`.
+        dropout: fraction of the linear layer's inputs that is dropped.
 
-    Source: AY20 section 5.3 (32 and 64 channels).
+    Source: AY20 section 5.3 (32 and 64 channels; neither norms nor dropout).
     """
 
-    def __init__(self, inputs: Shape, classes: int, *, channels: tuple[int, int] = (32, 64)) -> None:
+    def __init__(self, inputs: Shape, classes: int, *, channels: tuple[int, int] = (32, 64), norm: str = "none",
+                 dropout: float = 0.0) -> None:
         if min(inputs[1:]) < 7:
             raise ValueError(f"inputs of Conv2FC1 must be at least 7 x 7 pixels, got {inputs[1:]}")
         sizes = [inputs[0], *channels]
-        convs = nn.ModuleList(nn.Conv2d(m, n, 5, padding=2) for m, n in pairwise(sizes))
+        convs = nn.ModuleList(nn.Conv2d(m, n, 5, padding=2, bias=norm == "none") for m, n in pairwise(sizes))
         height, width = ((((side - 3) // 2 + 1) - 3) // 2 + 1 for side in inputs[1:])
         head = nn.ModuleList([nn.Linear(channels[1] * height * width, classes)])
-        super().__init__(convs, {0, 1}, nn.MaxPool2d(3, 2), head)
+        super().__init__(convs, {0, 1}, nn.MaxPool2d(3, 2), head, dropout, norm=norm)
 
 
 class Conv3FC3(_PlainConv):
@@ -203,18 +218,20 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, tuple):
         listed = isinstance(value, (tuple, list)) and len(value) == len(default)
         return listed and all(map(_alike, value, default))
+    if isinstance(default, str):
+        return isinstance(value, str)
     kind = Real if isinstance(default, float) else Integral
     return isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
 
 
-def build(model: str, inputs: Shape, classes: int, **sizes: float | tuple[int, ...]) -> nn.Module:
+def build(model: str, inputs: Shape, classes: int, **sizes: float | str | tuple[int, ...]) -> nn.Module:
     """Return an untrained network by name, on the `meta` device: a skeleton without weights.
 
     Args:
-        model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels),
-            "3conv3fc" (channels, width, factor), "vgg16" (channels, dropout), "cresnet20", "preresnet20",
-            "preresnet110", "resnet158", "resnet164" (blocks, channels), "wrn28x10" (blocks, channels, widen); for texts
-            "lstm" (hidden, layers, dropout).
+        model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels, norm,
+            dropout), "3conv3fc" (channels, width, factor), "vgg16" (channels, dropout), "cresnet20", "preresnet20",
+            "preresnet110", "resnet158", "resnet164" (blocks, channels, norm, dropout), "wrn28x10" (and widen); for
+            texts "lstm" (hidden, layers, dropout).
         inputs: (C, H, W) of one image, (L,) of one window of words.
         classes: number of classes.
         **sizes: the network's own sizes; the papers' by default.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lossland.layers import Layer
+from lossland.normalisation import channel_norm, check_permutable
 
 
 def _conv(m: int, n: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -15,15 +16,15 @@ def _conv(m: int, n: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut; `pre` puts normalisation and ReLU in front of them."""
+    """Two 3x3 convolutions with norms and a shortcut; `pre` puts normalisation and ReLU in front of them."""
 
-    def __init__(self, m: int, n: int, stride: int, pre: bool) -> None:
+    def __init__(self, m: int, n: int, stride: int, pre: bool, norm: str) -> None:
         super().__init__()
         self.pre = pre
         self.conv1, self.conv2 = _conv(m, n, 3, stride), _conv(n, n, 3)
-        self.norm1, self.norm2 = nn.BatchNorm2d(m if pre else n), nn.BatchNorm2d(n)
+        self.norm1, self.norm2 = channel_norm(norm, m if pre else n), channel_norm(norm, n)
         self.shortcut = _conv(m, n, 1, stride) if stride > 1 or m != n else None
-        self.shortcut_norm = nn.BatchNorm2d(n) if self.shortcut is not None and not pre else None
+        self.shortcut_norm = channel_norm(norm, n) if self.shortcut is not None and not pre else None
 
     def forward(self, stream: Tensor) -> Tensor:
         """Return the next stream (n, C', H', W')."""
@@ -51,14 +52,14 @@ class _Block(nn.Module):
 class _Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, the inner ones with a quarter of the channels, and a shortcut."""
 
-    def __init__(self, m: int, n: int, stride: int, pre: bool) -> None:
+    def __init__(self, m: int, n: int, stride: int, pre: bool, norm: str) -> None:
         super().__init__()
         self.pre, k = pre, n // 4
         self.conv1, self.conv2, self.conv3 = _conv(m, k, 1), _conv(k, k, 3, stride), _conv(k, n, 1)
-        self.norm1, self.norm2 = nn.BatchNorm2d(m if pre else k), nn.BatchNorm2d(k)
-        self.norm3 = nn.BatchNorm2d(k if pre else n)
+        self.norm1, self.norm2 = channel_norm(norm, m if pre else k), channel_norm(norm, k)
+        self.norm3 = channel_norm(norm, k if pre else n)
         self.shortcut = _conv(m, n, 1, stride) if stride > 1 or m != n else None
-        self.shortcut_norm = nn.BatchNorm2d(n) if self.shortcut is not None and not pre else None
+        self.shortcut_norm = channel_norm(norm, n) if self.shortcut is not None and not pre else None
 
     def forward(self, stream: Tensor) -> Tensor:
         """Return the next stream (n, C', H', W')."""
@@ -97,26 +98,32 @@ class ResNet(nn.Module):
         bias: whether the output layer has a bias.
         bottleneck: whether blocks are bottlenecks of three convolutions instead of two 3x3 ones.
         widen: widening factor of the stages.
+        norm: "batch", "group" or "layer", see `normalisation.channel_norm`.
+        dropout: fraction of the pooled features that is dropped in front of the output layer.
 
     Source: W21 Appendix D (cResNet20: blocks=3, no output bias, 272,464 parameters); AY20 Table 5 and G18 section 6
         (PreResNet110: blocks=18); G18 A.3 (ResNet-bottleneck-164: blocks=18; ResNet-158: blocks=26) and A.5 (WRN-28-10:
         blocks=4, widen=10); He et al. 2016 (a, b), Zagoruyko & Komodakis 2016. Where implementations differ: shortcuts
         between stages read the stream itself, the 3x3 convolution of a bottleneck and the first one of other blocks
-        have the stride, no convolution has a bias, there is no dropout.
+        have the stride, no convolution has a bias, there is no
+        dropout in the blocks. W21 D.3 names group and layer norm and runs neither; it does not say where its dropout
+        is (Fig. 8).
     """
 
     def __init__(self, inputs: Shape, classes: int, *, blocks: int = 3, channels: int = 16,
-                 pre_activation: bool = False, bias: bool = False, bottleneck: bool = False, widen: int = 1) -> None:
+                 pre_activation: bool = False, bias: bool = False, bottleneck: bool = False, widen: int = 1,
+                 norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         self.pre = pre_activation
         self.conv = _conv(inputs[0], channels, 3)
         stages = [channels * 2**stage * widen * (4 if bottleneck else 1) for stage in range(3)]
-        self.norm = nn.BatchNorm2d(stages[-1] if pre_activation else channels)
+        self.norm = channel_norm(norm, stages[-1] if pre_activation else channels)
         sizes = [channels] + [size for size in stages for _ in range(blocks)]
         strides = [2 if i in (blocks, 2 * blocks) else 1 for i in range(3 * blocks)]
         block = _Bottleneck if bottleneck else _Block
-        self.blocks = nn.ModuleList(block(m, n, stride, pre_activation)
+        self.blocks = nn.ModuleList(block(m, n, stride, pre_activation, norm)
                                     for (m, n), stride in zip(pairwise(sizes), strides, strict=True))
+        self.dropout = nn.Dropout(dropout) if dropout else None  # None: networks without it are described as before
         self.linear = nn.Linear(stages[-1], classes, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -125,10 +132,16 @@ class ResNet(nn.Module):
         for block in self.blocks:
             stream = block(stream)
         stream = relu(self.norm(stream)) if self.pre else stream
-        return self.linear(stream.mean((2, 3)))
+        pooled = stream.mean((2, 3))
+        return self.linear(pooled if self.dropout is None else self.dropout(pooled))
 
     def layers(self) -> list[Layer]:
-        """Return the weight layers in forward order."""
+        """Return the weight layers in forward order.
+
+        Raises:
+            ValueError: if there are group norms of several groups, whose units cannot be permuted.
+        """
+        check_permutable(self)
         stage = 0
         found = [Layer("conv", None, "stream0", norm=None if self.pre else "norm")]
         for i, block in enumerate(self.blocks):

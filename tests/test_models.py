@@ -8,7 +8,9 @@ from torch.testing import assert_close
 
 from lossland import models
 from lossland.batchnorm import fresh_buffers
+from lossland.flat import dropout_seed
 from lossland.layers import verify
+from lossland.normalisation import channel_norm
 from lossland.weights import count, skeleton
 
 
@@ -68,6 +70,77 @@ def test_bottlenecks_permute_with_and_without_pre_activation(pre):
     assert verify(net, net.layers(), torch.randn(2, 3, 8, 8)) < 1e-9
     sizes = [block.conv2.stride for block in net.blocks]
     assert sizes == [(1, 1), (1, 1), (2, 2), (1, 1), (2, 2), (1, 1)]
+
+
+NORMED = [("conv2fc1", {"channels": (8, 12)}), ("cresnet20", {"blocks": 1, "channels": 8}),
+          ("preresnet20", {"blocks": 1, "channels": 8}), ("resnet164", {"blocks": 1, "channels": 8})]
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("name, sizes", NORMED)
+def test_units_of_normalised_networks_may_be_permuted(name, sizes, norm):
+    net = models.build(name, (1, 8, 8), 5, norm=norm, **sizes)
+    assert verify(net, net.layers(), torch.randn(2, 1, 8, 8)) < 1e-9
+    kind = nn.BatchNorm2d if norm == "batch" else nn.GroupNorm
+    named = [each for layer in net.layers() for each in (layer.norm, layer.pre_norm) if each]
+    assert named and all(type(net.get_submodule(each)) is kind for each in named)
+
+
+@pytest.mark.parametrize("name, sizes", NORMED)
+def test_group_norm_of_several_groups_is_refused_with_the_reason(name, sizes):
+    net = models.build(name, (1, 8, 8), 5, norm="group", **sizes)
+    with pytest.raises(ValueError, match="has [0-9]+ groups, and a channel that moves to another group changes"):
+        net.layers()
+    # The reason is true: the layers of the same network with layer norm do not describe this one.
+    with pytest.raises(ValueError, match="must leave the outputs unchanged"):
+        verify(net, models.build(name, (1, 8, 8), 5, norm="layer", **sizes).layers(), torch.randn(2, 1, 8, 8))
+
+
+def test_norms_average_over_what_their_names_say():
+    maps = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for norm, over in (("batch", (0, 2, 3)), ("layer", (1, 2, 3))):
+        out = channel_norm(norm, 8).double()(maps)
+        assert_close(out.mean(over), torch.zeros_like(out.mean(over)))
+        assert_close(out.var(over, correction=0), torch.ones_like(out.mean(over)), rtol=1e-3, atol=0)
+    out = channel_norm("group", 8).double()(maps).unflatten(1, (2, 4))
+    assert_close(out.mean((2, 3, 4)), torch.zeros(6, 2, dtype=torch.float64))
+
+
+def test_dropout_drops_inputs_of_the_output_layer_in_training_alone():
+    for name, sizes in (("conv2fc1", {"channels": (2, 3)}), ("cresnet20", {"blocks": 1, "channels": 2})):
+        net = models.build(name, (1, 8, 8), 5, norm="layer", dropout=0.5, **sizes)
+        weights = models.initial_weights(net, torch.Generator().manual_seed(0))
+        images, bare = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)), skeleton(net)
+        plain, again = (functional_call(bare, weights, (images,)) for _ in range(2))
+        seen = []
+        last = bare.head[-1] if name == "conv2fc1" else bare.linear
+        last.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        with dropout_seed(0, torch.device("cpu")):
+            noisy = functional_call(bare.train(), weights, (images,))
+        assert torch.equal(plain, again) and not torch.equal(plain, noisy)
+        assert 0.45 < float((seen[0] == 0).float().mean()) < 0.7  # half of them, and some are 0 behind a ReLU
+
+
+def test_norm_and_dropout_are_checked():
+    with pytest.raises(ValueError, match="norm must be one of 'batch', 'group', 'layer'; got 'bath' .did you mean 'batch'"):
+        models.build("cresnet20", (1, 8, 8), 5, norm="bath")
+    with pytest.raises(ValueError, match="norm must be one of 'none', 'batch', 'group', 'layer'; got 'instance'"):
+        models.build("conv2fc1", (1, 8, 8), 5, norm="instance")
+    with pytest.raises(TypeError, match="norm must be of the kind of 'none', got True"):
+        models.build("conv2fc1", (1, 8, 8), 5, norm=True)
+    with pytest.raises(ValueError, match="dropout"):
+        models.build("cresnet20", (1, 8, 8), 5, dropout=1.5)
+
+
+def test_networks_without_norm_and_dropout_are_described_as_before():
+    # `repr` is part of the key under which the store keeps what is trained.
+    parts = {"conv2fc1": ["convs", "pool", "head", "dropout"], "cresnet20": ["conv", "norm", "blocks", "linear"]}
+    for name, children in parts.items():
+        net = models.build(name, (3, 16, 16), 10)
+        assert [each for each, _ in net.named_children()] == children, name
+        assert repr(net) == repr(models.build(name, (3, 16, 16), 10, dropout=0.0))
+    assert [conv.bias is None for conv in models.build("conv2fc1", (3, 16, 16), 10).convs] == [False, False]
+    assert isinstance(models.build("cresnet20", (3, 16, 16), 10).norm, nn.BatchNorm2d)
 
 
 def test_preresnet110_has_110_weight_layers_and_two_shortcuts():

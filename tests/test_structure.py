@@ -19,7 +19,7 @@ PACKAGE = ROOT / "lossland"
 LEVELS = [
     ["errors", "files", "devices", "sampling", "products"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
-     "tables", "records", "least_squares", "patches", "invertible", "bases", "units"],
+     "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
     ["layers", "tasks", "paths", "metrics", "recording"],
     ["residual", "recurrent", "batchnorm", "neurons", "families", "corruptions"],
     ["models", "features", "tracing", "flat", "identity"],
