@@ -8,10 +8,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lossland.batchnorm import norm_parameters
 from lossland.ensembles.scores import checked_members, outputs
 from lossland.evaluation.scoring import Stateless, check_task
+from lossland.metrics import total_variation
 from lossland.tasks import Task
-from lossland.weights import Weights, distance
+from lossland.weights import Weights, distance, inner
 
 _BLOCK = 16  # members compared with one another at a time
 
@@ -98,3 +100,40 @@ def distances(members: Iterable[Weights]) -> pd.DataFrame:
         for j in range(i + 1, len(known)):
             found[i, j] = found[j, i] = distance(one, known[j])
     return _table(found)
+
+
+@torch.no_grad()
+def end_statistics(net: nn.Module, a: Weights, b: Weights, task: Task, *, split: str = "test") -> dict[str, float]:
+    """Return how far two networks are from each other: in what they predict, in their weights, and in direction.
+
+    Weights of normalisation layers count in neither distance of weights. Batch-norm statistics are re-estimated for
+    both networks.
+
+    Args:
+        net: the network.
+        a, b: weights: the ends of a learned line, or two independently trained networks.
+        task: the data.
+        split: on which predictions are compared.
+
+    Returns:
+        tv: total variation distance of the softmax outputs, the mean over images [fraction]; l2: Euclidean distance of
+        the weights; cosine: cosine *distance* 1 - cos of the angle between them, 0 for one direction, 1 for orthogonal
+        ones, 2 for opposite ones.
+
+    Raises:
+        TypeError, ValueError: as `member_scores`; weights of which nothing is left without normalisation layers.
+
+    Source: W21 appendix E and Fig. 17. What is left out: W21 D.3, which says so of Figs. 3 and 15; Fig. 17 is silent.
+    """
+    check_task(net, task)
+    part, function, left_out = task.split(split), Stateless(net, task), norm_parameters(net)
+    p, q = (outputs(function, weights, part).softmax(-1) for weights in checked_members(net, (a, b)))
+    one, other = ({name: x.double() for name, x in weights.items() if name not in left_out} for weights in (a, b))
+    lengths = [inner(weights, weights) ** 0.5 for weights in (one, other)]
+    if not all(lengths):
+        raise ValueError("a and b must have weights that are not zero besides those of normalisation layers, "
+                         f"got norms {lengths}")
+    # Half the squared distance of unit vectors is 1 - cos, without its rounding where the two are nearly one.
+    units = ({name: x / length for name, x in weights.items()}
+             for weights, length in zip((one, other), lengths, strict=True))
+    return {"tv": float(total_variation(p, q)), "l2": distance(one, other), "cosine": distance(*units) ** 2 / 2}
