@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from lossland import families, models
 from lossland.ensembles import end_statistics, member_scores, mirrored
-from lossland.ensembles.mirrored import member_at
+from lossland.ensembles.mirrored_pairs import member_at
 from lossland.evaluation import evaluate, predict, scoring
 from lossland.metrics import total_variation
 from lossland.paths import arc, chain, segment

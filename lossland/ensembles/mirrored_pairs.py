@@ -76,15 +76,15 @@ def member_at(path: Path | Family) -> Callable[[float], Weights]:
             coefficients = leg.basis(torch.tensor(t, dtype=torch.float64))
             if adds_up(coefficients):
                 return leg.mixed(coefficients)
-        raise ValueError(f"t must lie in [0, 1] on a path that no formula continues: a segment or a Bezier curve of one "
-                         f"leg goes on outside, got t = {t} on {len(path.legs)} leg(s)")
+        raise ValueError("t must lie in [0, 1] on a path that no formula continues, as one does a segment or a Bezier "
+                         f"curve of one leg, got t = {t} on {len(path.legs)} leg(s)")
     return at
 
 
 @torch.no_grad()
 def mirrored(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor = POINTS,
              average: str = "logits", splits: Sequence[str] = ("test",), progress: bool = False) -> pd.DataFrame:
-    """Return a table of a line or curve: the network P(t), and the ensemble of P(t) and P(1 - t); a row per (t, split).
+    """Return a table of a line or curve: P(t), and the ensemble of P(t) and P(1 - t); one row per (t, split).
 
     Every network is made once, passes once through each split and is let go; of a pair only the scores (images x
     classes, float64) are kept until both are there. Batch-norm statistics are re-estimated for each network on the
