@@ -1,6 +1,7 @@
 # `make help` lists the commands. Nothing is needed but Python 3.11 or newer, pip and make.
 #   PYTHON=python3.12   the Python that the virtual environment is made with
 #   PY=python           use this Python as it is and install nothing (a conda environment, for example)
+#   JOBS=1              chapters and tests that run side by side (default: one per core, at most 4)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -16,6 +17,7 @@ endif
 SCALE ?=
 PARAMS ?=
 STRICT ?=
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null || echo 1)
 export LOSSLAND_STORE ?= $(CURDIR)/_build/store
 export JUPYTER_PREFER_ENV_PATH := 1
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
@@ -46,7 +48,7 @@ $(VENV)/.installed: $(VERSIONS) | $(VENV)/bin/python
 
 _build/.book: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(NUMBERS) $(PAGES) book/_tools/build_book.py
 	@mkdir -p _build && rm -f $@
-	$(PY) book/_tools/build_book.py $(if $(STRICT),--strict) $(if $(FRESH),--fresh)
+	$(PY) book/_tools/build_book.py --jobs $(JOBS) $(if $(STRICT),--strict) $(if $(FRESH),--fresh)
 	@touch $@
 
 book: _build/.book  ## execute what changed, render the book, say where the page is
@@ -54,25 +56,25 @@ book: _build/.book  ## execute what changed, render the book, say where the page
 
 fresh: $(INSTALLED)  ## build the book from scratch; every warning is an error
 	@mkdir -p _build && rm -f _build/.book
-	$(PY) book/_tools/build_book.py --strict --fresh
+	$(PY) book/_tools/build_book.py --jobs $(JOBS) --strict --fresh
 	@touch _build/.book
 
 test: unit-tests notebook-tests site-tests  ## unit tests, the notebooks, the site checks
 
 unit-tests: $(INSTALLED)
-	$(ONE_THREAD) $(PY) -m pytest tests --ignore=tests/notebooks --ignore=tests/site
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) tests --ignore=tests/notebooks --ignore=tests/site
 	$(ONE_THREAD) $(PY) -m pytest -q --doctest-modules lossland
 
 notebook-tests: unit-tests _build/.nbval
-	$(ONE_THREAD) $(PY) -m pytest tests/notebooks
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadgroup tests/notebooks
 
 _build/.nbval: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(NUMBERS)
 	@mkdir -p _build
-	$(ONE_THREAD) $(PY) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider book/chapters
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env -p no:cacheprovider book/chapters
 	@touch $@
 
 site-tests: notebook-tests _build/.book
-	$(ONE_THREAD) $(PY) -m pytest tests/site
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadgroup tests/site
 
 run: $(INSTALLED)  ## re-run one chapter: make run CHAPTER=02 SCALE=laptop [PARAMS=file.yml]
 	@$(PY) book/_tools/run_chapter.py "$(CHAPTER)" $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)")

@@ -44,9 +44,14 @@ def cache_key(book: Path | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
+def cache_folder(build: Path, book: Path) -> Path:
+    """Return the cache, below the build's folder, that belongs to this package and these versions."""
+    return build / ".jupyter_cache" / cache_key(book)
+
+
 def set_cache_path(app: Sphinx, config: Config) -> None:
-    """Point myst-nb at a cache that belongs to this package and these versions."""
-    config.nb_execution_cache_path = str(Path(app.outdir).parent / ".jupyter_cache" / cache_key(Path(app.srcdir)))
+    """Point myst-nb at that cache."""
+    config.nb_execution_cache_path = str(cache_folder(Path(app.outdir).parent, Path(app.srcdir)))
 
 
 def write_timings(app: Sphinx, error: Exception | None) -> None:

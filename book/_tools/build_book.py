@@ -1,8 +1,8 @@
 """Execute what is new, render the book, say where the page is and how long each chapter took.
 
-    python book/_tools/build_book.py [--strict] [--fresh]
+    python book/_tools/build_book.py [--strict] [--fresh] [--jobs N]
 
-A failing chapter stops the build with its traceback and a non-zero exit code.
+A failing chapter fails the build with its traceback and a non-zero exit code; the other chapters' work is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from chapters import ONE_THREAD, ROOT
+from execute_chapters import execute
 
 
 def jupyter_book() -> list[str]:
@@ -28,6 +29,20 @@ def environment() -> dict[str, str]:
     """Return the environment of a build: one thread, this Python's kernel, our own store unless told otherwise."""
     ours = {**ONE_THREAD, "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONUNBUFFERED": "1"}
     return {"LOSSLAND_STORE": str(ROOT / "_build" / "store"), **os.environ, **ours}
+
+
+def run_chapters(root: Path, jobs: int | None) -> bool:
+    """Execute the chapters that are new and return whether all went through; tracebacks go to stderr."""
+    os.environ.update(environment())
+    print("Executing the chapters that are new ...", flush=True)
+    whole = True
+    for path, result in execute(root, jobs):
+        if result.err is None:
+            print(f"  {path.stem}: {result.time:.1f} s", flush=True)
+        else:
+            whole = False
+            print(f"  {path.stem}: failed\n{result.exc_string}", file=sys.stderr, flush=True)
+    return whole
 
 
 def render(root: Path, *, strict: bool = False) -> int:
@@ -63,11 +78,17 @@ def main() -> int:
     parser.add_argument("--strict", action="store_true", help="every warning is an error (-W -n --keep-going)")
     parser.add_argument("--fresh", action="store_true", help="forget earlier pages and executions first")
     parser.add_argument("--summary", action="store_true", help="only print the closing lines of the last build")
+    parser.add_argument("--jobs", type=int, help="chapters executed at a time (default: one per core, at most 4)")
     arguments = parser.parse_args()
     started = time.time()
     if arguments.fresh:
         forget(arguments.root)
-    code = 0 if arguments.summary else render(arguments.root, strict=arguments.strict)
+    if arguments.summary:
+        code = 0
+    elif run_chapters(arguments.root, arguments.jobs):
+        code = render(arguments.root, strict=arguments.strict)
+    else:
+        code = 1
     if code:
         print("\nThe book was NOT built: the error stands above.", file=sys.stderr)
         return code

@@ -30,6 +30,22 @@ def test_failing_chapter_fails_the_build_and_shows_its_traceback(tmp_path):
     assert "The book is at" not in run.stdout
 
 
+def test_chapters_executed_side_by_side_are_kept_when_another_fails(tmp_path):
+    small_book(tmp_path)
+    text = (tmp_path / "book" / "chapters" / "01_small.ipynb").read_text(encoding="utf-8")
+    broken = text.replace("print(scale, seed, epochs)", "1 / 0")
+    (tmp_path / "book" / "chapters" / "02_broken.ipynb").write_text(broken, encoding="utf-8")
+    run = build_small(tmp_path, "--jobs", "2")
+    assert run.returncode != 0 and "ZeroDivisionError" in run.stderr
+    assert "01_small: " in run.stdout
+    assert "01_small: " not in build_small(tmp_path).stdout
+
+
+def test_sphinx_executes_nothing_itself(tmp_path):
+    small_book(tmp_path)
+    assert "Executing notebook" not in build_small(tmp_path).stdout
+
+
 def test_warning_on_stderr_fails_the_strict_build(tmp_path):
     small_book(tmp_path, "import sys\nprint('a planted warning', file=sys.stderr)")
     assert build_small(tmp_path, "--strict").returncode != 0
@@ -41,10 +57,10 @@ def test_build_ends_with_seconds_and_address_and_keeps_what_is_done(tmp_path):
     assert first.returncode == 0, first.stderr[-3000:]
     assert "chapters/01_small" in first.stdout
     assert first.stdout.rstrip().splitlines()[-1].endswith((tmp_path / "_build" / "html" / "index.html").as_uri())
-    assert "Executing notebook" not in build_small(tmp_path).stdout
+    assert "01_small: " not in build_small(tmp_path).stdout
     edited = chapter.read_text(encoding="utf-8").replace("seed, epochs)", "seed, epochs, 1)")
     chapter.write_text(edited, encoding="utf-8")
-    assert "Executing notebook" in build_small(tmp_path).stdout
+    assert "01_small: " in build_small(tmp_path).stdout
 
 
 def test_edit_of_a_style_reaches_the_pages_without_executing_anything(tmp_path):
@@ -52,7 +68,7 @@ def test_edit_of_a_style_reaches_the_pages_without_executing_anything(tmp_path):
     build_small(tmp_path)
     style = tmp_path / "book" / "_assets" / "book.css"
     style.write_text(style.read_text(encoding="utf-8") + "/* planted */\n", encoding="utf-8")
-    assert "Executing notebook" not in build_small(tmp_path).stdout
+    assert "01_small: " not in build_small(tmp_path).stdout
     assert "/* planted */" in (tmp_path / "_build" / "html" / "_static" / "book.css").read_text(encoding="utf-8")
 
 

@@ -16,7 +16,9 @@ from offline_browser import ARGUMENTS, DESK, HTML, TYPESET, Visit, look, pages
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes `page` every page."""
     if "page" in metafunc.fixturenames:
-        metafunc.parametrize("page", pages() or ["no-page"])  # without pages `built_book` fails every test
+        found = pages() or ["no-page"]  # without pages `built_book` fails every test
+        # A page's tests go to one worker, so that it is opened once.
+        metafunc.parametrize("page", [pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in found])
 
 
 @pytest.fixture(scope="session", autouse=True)
