@@ -20,14 +20,14 @@ LEVELS = [
     ["errors", "files", "devices", "sampling", "products"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
-    ["layers", "tasks", "paths", "metrics", "recording", "layout", "checkpoints"],
-    ["residual", "recurrent", "batchnorm", "neurons", "families", "corruptions", "regularisers"],
-    ["models", "features", "tracing", "flat", "identity", "draws"],
+    ["layers", "tasks", "paths", "metrics", "recording", "checkpoints", "batchnorm"],
+    ["residual", "recurrent", "neurons", "families", "corruptions", "layout", "initial"],
+    ["models", "features", "tracing", "flat", "identity", "draws", "regularisers"],
     ["flows", "adjust", "legs", "descent", "refit"],
     ["archive", "stages", "evaluation", "training"],
     ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures",
      "ensemble_figures", "ensembles", "subspace_figures", "midpoint_figures", "robustness"],
-    ["many", "connect", "learned", "branching", "early_stopping", "integral"],
+    ["many", "connect", "learned", "branching", "early_stopping", "integral", "subspaces"],
     ["figures", "slider", "__init__"],
 ]
 """A module imports only from lower levels, never from its own; `__init__` alone may import from all."""
