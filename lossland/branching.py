@@ -16,8 +16,7 @@ from lossland.devices import device_name
 from lossland.ensembles.random_mixtures import KINDS, mixtures
 from lossland.families import point
 from lossland.identity import described, fingerprint
-from lossland.recipes import _Resumed as Resumed
-from lossland.recipes import stopped_at, trained
+from lossland.recipes import Resumed, stopped_at, trained
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
 from lossland.training import VERSION, Recipe, fit
@@ -121,7 +120,7 @@ def instability(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, e
     settings["seed"] = settings.pop("mixture_seed", 0)
     shared = {"name": name, "store": store, "progress": progress}
     if stops := sorted({epoch for epoch in epochs if 0 < epoch < recipe.epochs}):
-        stopped_at(net, start, task, recipe, epochs=stops, seed=seed, **shared)  # one run, each stop from the one before
+        stopped_at(net, start, task, recipe, epochs=stops, seed=seed, **shared)  # one run: each stop from the last
     tables = []
     for epoch in epochs:
         found = branches(net, start, task, recipe, epoch=epoch, seeds=seeds, seed=seed, **shared)

@@ -7,14 +7,18 @@ Eq. (3)): no autograd graph runs through the combination.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lossland.draws import Sample
 from lossland.families import Family
-from lossland.flat import FlatNetwork
+from lossland.flat import FlatNetwork, alike
+from lossland.layout import Layout, Mixture, within
+from lossland.regularisers import Apart
 from lossland.schedules import Recipe, batches_per_epoch
 from lossland.tasks import Task
 
@@ -28,6 +32,7 @@ class Run:
     split: str
     recipe: Recipe
     seed: int
+    layout: Layout
 
     @property
     def per_epoch(self) -> int:
@@ -82,47 +87,69 @@ class _Length:
         return self.slopes.T @ (excess[:, None] * self.slopes)
 
 
-def step(state: State, network: FlatNetwork, run: Run, batch: tuple[Tensor, Tensor], where: Tensor, *,
+def step(state: State, networks: Sequence[FlatNetwork], run: Run, batch: tuple[Tensor, Tensor], sample: Sample, *,
          lr: float) -> tuple[Tensor, Tensor]:
     """Update the free control points from the gradients at the n sampled networks; return loss and hits."""
-    n, decay = len(where), run.recipe.weight_decay if run.recipe.decay_on == "sampled" else 0.0
-    length = _Length.of(state.points, run.family.slopes(where)) if run.recipe.measure == "length" else None
+    n, decay = len(sample.where), run.recipe.weight_decay if run.recipe.decay_on == "sampled" else 0.0
+    length = _Length.of(state.points, run.family.slopes(sample.where)) if run.recipe.measure == "length" else None
     shares = length.speeds / length.speeds.sum() if length else state.points.new_full((n,), 1 / n)
-    parts = zip(*(tensor.tensor_split(n) for tensor in batch), run.family.coefficients(where).tolist(), strict=True)
+    apart = sample.points and Apart.of(state.points, sample.points, run.recipe.beta, run.layout.weights)
+    parts = list(zip(*(tensor.tensor_split(n) for tensor in batch), strict=True))
     losses, objective, hits = [], [], []
-    for j, (images, labels, coefficients) in enumerate(parts):
-        network.move_to(state.points, coefficients)
-        loss, hit = network.loss(images, labels)
+    for done, (network, j, loss, hit) in enumerate(_gradients(state, networks, run, parts, sample), 1):
         if run.recipe.clip:
             network.clip(run.recipe.clip)
         losses.append(loss)
         hits.append(hit)
         if length:
             objective.append(loss + 0.5 * decay * network.theta.square().sum() if decay else loss)
-        pull = length.pull(torch.stack(objective).to(shares)) if length and j == n - 1 else None
-        _descend(state, network, run, coefficients, share=shares[j] if n > 1 else None, pull=pull,
-                 ends=(j == 0, j == n - 1), lr=lr)
+        pull = length.pull(torch.stack(objective).to(shares)) if length and done == n else None
+        _descend(state, network, run, sample.mixtures[j], share=shares[j] if n > 1 else None, pull=pull, apart=apart,
+                 ends=(done == 1, done == n), lr=lr)
     return (shares * torch.stack(losses)).sum(), torch.stack(hits).sum()
 
 
-def _descend(state: State, network: FlatNetwork, run: Run, coefficients: list[float], *, share: Tensor | None,
-             pull: Tensor | None, ends: tuple[bool, bool], lr: float) -> None:
+def _gradients(state: State, networks: Sequence[FlatNetwork], run: Run, parts: list[tuple[Tensor, ...]],
+               sample: Sample) -> Iterator[tuple[FlatNetwork, int, Tensor, Tensor]]:
+    """Yield a network that holds its gradient, its number, loss and hits; two networks of a pair come last."""
+    pair = sample.networks or ()
+    for j, part in enumerate(parts):
+        if j not in pair:
+            networks[0].move_to(state.points, sample.mixtures[j])
+            yield (networks[0], j, *networks[0].loss(*part))
+    if pair:
+        for network, j in zip(networks, pair, strict=True):
+            network.move_to(state.points, sample.mixtures[j])
+        apart = float((sample.where[pair[0]] - sample.where[pair[1]]).abs())
+        # Every network's gradient is divided by their number in the end; lambda is not.
+        factor = run.recipe.similarity * apart * len(parts)
+        found = alike(networks, [parts[j] for j in pair], factor, same=run.recipe.similarity_on == "same")
+        yield from ((network, j, *scores) for network, j, scores in zip(networks, pair, found, strict=True))
+
+
+def _descend(state: State, network: FlatNetwork, run: Run, mixture: Mixture, *, share: Tensor | None,
+             pull: Tensor | None, apart: Apart | None, ends: tuple[bool, bool], lr: float) -> None:
     """Add the gradient to the velocities; after the last of a step's networks move the free points."""
     recipe, (first, last) = run.recipe, ends
-    sampled, decay = recipe.decay_on == "sampled", recipe.weight_decay
+    sampled, decay = recipe.decay_on == "sampled", 0.0 if recipe.decay_on == "sampled" else recipe.weight_decay
     for piece, gradient in network.gradients():
         points, velocity = state.points[:, piece], state.velocity[:, piece]
         if first:
             velocity.mul_(recipe.momentum)
-        if sampled and decay:
-            gradient.add_(network.theta[piece], alpha=decay)
+        if sampled and recipe.weight_decay:
+            gradient.add_(network.theta[piece], alpha=recipe.weight_decay)
         if share is not None:
             gradient.mul_(share)
-        for row, i in enumerate(state.free):
-            velocity[row].add_(gradient, alpha=coefficients[i])
-            if last and pull is not None:
+        for stretch, coefficients in mixture:
+            part = within(stretch, piece)
+            for row, i in enumerate(state.free):
+                velocity[row, part].add_(gradient[part], alpha=coefficients[i])
+        for row, i in enumerate(state.free if last else ()):
+            if pull is not None:
                 velocity[row].add_(pull[i] @ points)
-            if last and decay and not sampled:
+            if apart and i in apart.pair:
+                apart.add(velocity[row], points, i, piece, decay=decay)
+            elif decay:
                 velocity[row].add_(points[i], alpha=decay)
         for row, i in enumerate(state.free if last else ()):
             points[i].add_(velocity[row], alpha=-lr)

@@ -6,7 +6,7 @@ frees all control points. One training loop serves all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,6 +90,19 @@ class Family:
             return torch.stack([row / row.sum() for row in rows])
         return (torch.arange(draws) + torch.rand(draws, generator=generator, dtype=torch.float64)) / draws
 
+    def draw_layerwise(self, generator: torch.Generator, draws: int, modules: int) -> Tensor:
+        """Return positions (draws, modules) float64, on a simplex (draws, modules, k): independent for every module.
+
+        On an interval the draws of a module are stratified as those of `draw`, in an order of its own.
+
+        Source: W21 section 3, "Layerwise".
+        """
+        if self.domain == "simplex":
+            rows = torch.empty(draws, modules, len(self.points), dtype=torch.float64).exponential_(generator=generator)
+            return rows / rows.sum(-1, keepdim=True)
+        order = torch.rand(draws, modules, generator=generator, dtype=torch.float64).argsort(0)
+        return (order + torch.rand(draws, modules, generator=generator, dtype=torch.float64)) / draws
+
     def sample(self, generator: torch.Generator) -> Tensor:
         """Return the coefficients (k,) float64 of one random member."""
         return self.coefficients(self.draw(generator))[0]
@@ -111,6 +124,50 @@ class Family:
     def member(self, coefficients: Tensor) -> Weights:
         """Return the network with the given coefficients (k,)."""
         return mix(self.points, coefficients)
+
+    def members(self, positions: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Iterator[Weights]:
+        """Yield the members at some positions, one at a time: a network at a time is in memory.
+
+        Args:
+            positions: t (T,) on an interval, where a line or Bezier curve goes on beyond [0, 1] (W21 Fig. 12: -0.05 and
+                1.05); barycentric coordinates (T, k) on a simplex, whose rows add up to one.
+
+        Raises:
+            ValueError: for positions of another shape, that are not finite, or that the family does not have.
+
+        Examples:
+            >>> family = line({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+            >>> [member["w"][0].item() for member in family.members([0.25, 1.5])]
+            [0.25, 1.5]
+        """
+        where = torch.as_tensor(positions, dtype=torch.float64)
+        self._check_positions(where)
+        return (self.member(c) for c in self.coefficients(where))
+
+    def random_members(self, count: int, seed: int) -> Iterator[Weights]:
+        """Yield independent random members, uniform over the domain, one at a time.
+
+        Args:
+            count: how many.
+            seed: of their positions.
+
+        Source: W21 section 4.5: the sampling of training, without its strata.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return self.members(torch.cat([self.draw(generator) for _ in range(count)]))
+
+    def _check_positions(self, where: Tensor) -> None:
+        k = len(self.points)
+        if where.ndim != (2 if self.domain == "simplex" else 1) or (where.ndim == 2 and where.shape[1] != k):
+            expected = f"barycentric coordinates (T, {k})" if self.domain == "simplex" else "t (T,)"
+            raise ValueError(f"positions must be {expected} in a {self.kind}, got shape {tuple(where.shape)}")
+        if not bool(where.isfinite().all()):
+            raise ValueError(f"positions must be finite, got {where.tolist()[:5]}")
+        if self.domain == "simplex" and bool(((where.sum(1) - 1).abs() > 1e-6).any()):
+            raise ValueError(f"positions must be barycentric coordinates that add up to 1, got rows that add up to "
+                             f"{where.sum(1).tolist()[:5]}")
+        if self.kind == "chain" and bool(((where < 0) | (where > 1)).any()):
+            raise ValueError(f"positions on a chain must lie in [0, 1], got {where.tolist()[:5]}")
 
     def midpoint(self) -> Weights:
         """Return the member at t = 1/2, or at equal barycentric coordinates."""

@@ -8,9 +8,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from lossland.batchnorm import fresh_buffers
+from lossland.layout import Mixture
 from lossland.targets import flatten
 from lossland.weights import Weights, from_vector, skeleton
 
@@ -23,19 +24,28 @@ class FlatNetwork:
 
     Attributes:
         theta: (P,) the point; the parameters are views of it.
+        features: (n, ...) input of the last linear layer that ran, with its graph: the penultimate features.
 
     Args:
         net: the network; it does not change.
         like: weights of the network: their names and shapes are used.
         space: a tensor whose device and dtype are used.
         precision: "bfloat16" for autocast.
+        smoothing: label smoothing of the cross-entropy.
+        features: whether `features` is kept.
+
+    Raises:
+        ValueError: if features are asked for and the network has no linear layer.
     """
 
-    def __init__(self, net: nn.Module, like: Weights, space: Tensor, precision: str) -> None:
+    def __init__(self, net: nn.Module, like: Weights, space: Tensor, precision: str, *, smoothing: float = 0.0,
+                 features: bool = False) -> None:
         self.theta = space.new_zeros(sum(tensor.numel() for tensor in like.values()))
         views = from_vector(self.theta, like)
         self._parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
-        self._bare = skeleton(net).train()
+        self._bare, self._smoothing, self.features = skeleton(net).train(), smoothing, space.new_zeros(0)
+        if features:
+            self._watch()
         self._buffers = fresh_buffers(net, self.theta)  # batch norm in training mode writes here; never read
         low = precision == "bfloat16"
         self._autocast = torch.autocast(self.theta.device.type, torch.bfloat16) if low else nullcontext()
@@ -45,31 +55,52 @@ class FlatNetwork:
             for name, view in from_vector(self._gradient, like).items():
                 self._parameters[name].grad = view
 
+    def _watch(self) -> None:
+        linear = [module for module in self._bare.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise ValueError("similarity > 0 needs a network with a linear layer, whose input the penultimate features "
+                             "are, got none")
+        for module in linear:
+            module.register_forward_pre_hook(self._keep)
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0]
+
     def _slices(self, start: int, stop: int) -> list[slice]:
         size = _PIECE * torch.get_num_threads() if self._large else stop - start
         return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
-    def move_to(self, points: Tensor, coefficients: Sequence[float]) -> None:
+    def move_to(self, points: Tensor, mixture: Mixture) -> None:
         """Go to the linear combination of points (k, P), in place."""
-        for piece in self._slices(0, len(self.theta)):
-            here = self.theta[piece]
-            torch.mul(points[0, piece], coefficients[0], out=here)
-            for i, c in enumerate(coefficients[1:], 1):
-                if c:
-                    here.add_(points[i, piece], alpha=c)
+        for stretch, coefficients in mixture:
+            for piece in self._slices(stretch.start, stretch.stop):
+                here = self.theta[piece]
+                torch.mul(points[0, piece], coefficients[0], out=here)
+                for i, c in enumerate(coefficients[1:], 1):
+                    if c:
+                        here.add_(points[i, piece], alpha=c)
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Work out the gradient of the mean cross-entropy; return the loss and the number of hits."""
+        self.clear()
+        loss, hits = self.forward(images, labels)
+        loss.backward()
+        return loss.detach(), hits
+
+    def clear(self) -> None:
+        """Set the gradient to zero."""
         if self._gradient is not None:
             self._gradient.zero_()
         else:
             for parameter in self._parameters.values():
                 parameter.grad = None  # a large gradient is cheaper to make anew than to add to
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy with its graph, and the number of hits."""
         with self._autocast:
             logits, labels = flatten(functional_call(self._bare, (self._parameters, self._buffers), (images,)), labels)
-            loss = cross_entropy(logits, labels)
-        loss.backward()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+            loss = cross_entropy(logits, labels, label_smoothing=self._smoothing)
+        return loss, (logits.detach().argmax(1) == labels).sum()
 
     def clip(self, largest: float) -> None:
         """Scale the gradient down to an l2 norm of at most `largest`, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -97,6 +128,40 @@ class FlatNetwork:
             flat = torch.zeros(stop - start).to(parameter) if parameter.grad is None else parameter.grad.view(-1)
             yield from ((piece, flat[piece.start - start : piece.stop - start]) for piece in self._slices(start, stop))
             start = stop
+
+
+def alike(networks: Sequence[FlatNetwork], parts: Sequence[tuple[Tensor, Tensor]], factor: float, *,
+          same: bool) -> list[tuple[Tensor, Tensor]]:
+    """Work out the gradients of two networks' cross-entropies and of what their features have in common.
+
+    To the sum of the two losses `factor` times the mean of cos^2(phi_1, phi_2) over the images is added: image by
+    image, as many as both parts have.
+
+    Args:
+        networks: two, which keep their features.
+        parts: images and labels for each.
+        factor: of cos^2.
+        same: whether both networks' features are those of the first one's images; else each has its own.
+
+    Returns:
+        For each network its loss and the number of hits.
+
+    Source: W21 Eq. (13).
+    """
+    (first, second), losses, found, features = networks, [], [], []
+    for network, part in zip(networks, parts, strict=True):
+        network.clear()
+        loss, hits = network.forward(*part)
+        losses.append(loss)
+        found.append((loss.detach(), hits))
+        features.append(network.features)
+    if same:
+        second.forward(*parts[0])
+        features[1] = second.features
+    count = min(map(len, features))
+    one, other = (phi[:count].flatten(1).to(first.theta.dtype) for phi in features)
+    (losses[0] + losses[1] + factor * cosine_similarity(one, other, dim=1).square().mean()).backward()
+    return found
 
 
 @contextmanager

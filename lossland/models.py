@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lossland.errors import choose
+from lossland.initial import initial_weights
 from lossland.layers import Layer
 from lossland.normalisation import NORMS, channel_norm, check_permutable
 from lossland.recurrent import LSTM
 from lossland.residual import ResNet
-from lossland.weights import Weights
+
+__all__ = ["MODELS", "Conv2FC1", "Conv3FC3", "MLP", "Shape", "VGG16", "build", "initial_weights"]
 
 Shape = tuple[int, int, int]
 
@@ -250,45 +252,3 @@ def build(model: str, inputs: Shape, classes: int, **sizes: float | str | tuple[
     _check_sizes(model, sizes)
     with torch.device("meta"):
         return MODELS[model](inputs, classes, **sizes)
-
-
-def initial_weights(net: nn.Module, generator: torch.Generator, *, device: torch.device | str = "cpu",
-                    dtype: torch.dtype = torch.float32) -> Weights:
-    """Return freshly drawn weights for `net`; the global random state is not touched.
-
-    Linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default. Convolutions: normal with variance
-    2 / fan_out (He), bias 0. Normalisations: weight 1, bias 0. Embeddings: N(0, 1). Recurrent layers:
-    U(-1/sqrt(h), 1/sqrt(h)) for h hidden units, PyTorch's default.
-
-    Args:
-        net: network made of such modules; it may live on the `meta` device.
-        generator: CPU generator; the same draw on every device.
-        device: where the weights go.
-        dtype: of the weights; drawn in float32 first, so that precisions share one draw.
-
-    Raises:
-        TypeError: for a module with parameters of its own that is none of these; train such a network from weights that
-            you pass yourself.
-
-    Source: AY20's released settings; W21 Appendix D.
-    """
-    drawn: Weights = {}
-    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    for name, module in net.named_modules():
-        for part, parameter in module.named_parameters(recurse=False):
-            value = torch.empty(parameter.shape)
-            if isinstance(module, (nn.Linear, nn.RNNBase)):
-                bound = 1 / math.sqrt(module.in_features if isinstance(module, nn.Linear) else module.hidden_size)
-                value.uniform_(-bound, bound, generator=generator)
-            elif isinstance(module, nn.modules.conv._ConvNd):
-                fan_out = module.out_channels * math.prod(module.kernel_size) / module.groups
-                value.normal_(0, math.sqrt(2 / fan_out), generator=generator) if part == "weight" else value.zero_()
-            elif isinstance(module, norms):
-                value.fill_(1.0 if part == "weight" else 0.0)
-            elif isinstance(module, nn.Embedding):
-                value.normal_(generator=generator)
-            else:
-                raise TypeError(f"initial_weights knows linear, convolution, normalisation, embedding and recurrent "
-                                f"modules, got {type(module).__name__} at {name!r}; pass initial weights yourself")
-            drawn[f"{name}.{part}" if name else part] = value.to(device=device, dtype=dtype)
-    return {key: drawn[key] for key, _ in net.named_parameters()}

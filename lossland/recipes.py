@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
@@ -15,9 +16,10 @@ from lossland.errors import choose
 from lossland.families import Family, point
 from lossland.identity import described, fingerprint
 from lossland.models import build, initial_weights
+from lossland.regularisers import spread
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
-from lossland.training import VERSION, Recipe, Start, fit
+from lossland.training import VERSION, Fit, Recipe, Start, fit
 from lossland.weights import Weights, from_vector, to_vector
 
 RECIPES: dict[str, Recipe] = {
@@ -33,8 +35,16 @@ RECIPES: dict[str, Recipe] = {
     # clips that gradient at 10, without momentum. The rate stays for 14 epochs, then each divides it by 1.15.
     "g18-ptb": Recipe(epochs=55, lr=35.0, batch_size=20, momentum=0.0, clip=10 / 35),
     "w21-cifar10": Recipe(epochs=160, lr=0.1, weight_decay=1e-4, schedule="cosine", warmup=5),
+    "w21-line": Recipe(epochs=160, lr=0.1, weight_decay=1e-4, schedule="cosine", warmup=5, beta=1.0),
+    "w21-tinyimagenet": Recipe(epochs=160, lr=0.1, weight_decay=1e-4, schedule="cosine", warmup=5),
+    # WideResNet50; ResNet50 takes 200 epochs, Fig. 10 up to 300
+    "w21-imagenet": Recipe(epochs=100, lr=0.1, batch_size=256, weight_decay=5e-5, schedule="cosine", warmup=5),
 }
-"""Named recipes: AY20 section 5 and its released settings; G18 and its released settings; W21 section 4."""
+"""Named recipes: AY20 section 5 and its released settings; G18 and its released settings; W21 section 4.
+
+Those of W21 are its standard training (beta = 0), and "w21-line" what its lines, curves and simplexes of CIFAR-10 take;
+for other data sets, `dataclasses.replace(RECIPES["w21-imagenet"], beta=1.0)`.
+"""
 
 
 def network(task: Task, model: str, **sizes: Any) -> nn.Module:
@@ -66,7 +76,19 @@ def recipe_for(task: Task, **changes: Any) -> Recipe:
 
 def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any] | None = None,
             seed: int = 0, store: Store | None = None, progress: bool = False) -> Family:
-    """Return the trained family, read from the store where this very recipe has been trained before.
+    """Return the trained family of `fitted`, read from the store where this very recipe has been trained before.
+
+    Examples:
+        Networks of your own, and a curve between them:
+
+        >>> curve = trained(bezier(a, b), net, task, recipe)  # doctest: +SKIP
+    """
+    return fitted(family, net, task, recipe, name=name, seed=seed, store=store, progress=progress).family
+
+
+def fitted(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any] | None = None,
+           seed: int = 0, store: Store | None = None, progress: bool = False) -> Fit:
+    """Return the trained family and its history, read from the store where this very recipe has been trained before.
 
     Args:
         family: control points to start from.
@@ -80,12 +102,8 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
         progress: show a line.
 
     Returns:
-        The family on the task's device. A run that was cut off continues from its last epoch.
-
-    Examples:
-        Networks of your own, and a curve between them:
-
-        >>> curve = trained(bezier(a, b), net, task, recipe)  # doctest: +SKIP
+        What `training.fit` returns, without velocity; the family is on the task's device. A run that was cut off
+        continues from its last epoch.
     """
     device = task.train.images.device
     if name is None:
@@ -98,9 +116,11 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
         checkpoint.record.update(task=task.name, history=done.history.to_dict("records"), device=device_name(device))
         return {f"point{i}": to_vector(p).cpu() for i, p in enumerate(done.family.points)}
 
-    tensors = (store or Store()).fetch(facts, make).tensors
-    vectors = [tensors[f"point{i}"].to(device) for i in range(len(family.points))]
-    return family.with_points([from_vector(v, like=p) for v, p in zip(vectors, family.points, strict=True)])
+    entry = (store or Store()).fetch(facts, make)
+    vectors = [entry.tensors[f"point{i}"].to(device) for i in range(len(family.points))]
+    done = family.with_points([from_vector(v, like=p) for v, p in zip(vectors, family.points, strict=True)])
+    free = [p for p, movable in zip(family.points, family.free, strict=True) if movable]
+    return Fit(done, pd.DataFrame(entry.record["history"]), start=spread(net, free) if len(free) > 1 else {})
 
 
 def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | None = None,
@@ -139,7 +159,7 @@ def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | 
 
 
 @dataclass(frozen=True)
-class _Resumed:
+class Resumed:
     """A checkpoint that, as long as it is empty, holds the state of an earlier stop of the same run."""
 
     own: Checkpoint
@@ -188,7 +208,7 @@ def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, ep
     for epoch in sorted(set(epochs)):
         def make(checkpoint: Checkpoint, epoch: int = epoch, earlier: Any = earlier) -> Weights:
             done = fit(net, point(start), task, recipe, seed=seed, progress=progress, until=epoch,
-                       checkpoint=_Resumed(checkpoint, earlier))
+                       checkpoint=Resumed(checkpoint, earlier))
             checkpoint.record.update(task=task.name, history=done.history.to_dict("records"),
                                      device=device_name(device))
             return {"points": to_vector(done.family.points[0])[None], "velocity": to_vector(done.velocity[0])[None]}

@@ -15,9 +15,11 @@ BY_ITERATION = ("triangular", "restarts")
 SCHEDULES = BY_EPOCH + BY_ITERATION
 PRECISIONS = ("float32", "float64", "bfloat16")
 MEASURES = ("parameter", "length")
+SIMILARITY_ON = ("own", "same")
 
 # Fields that came after the first stored recipes, and what those meant
-_LATER = {"draws": 1, "measure": "parameter", "cycle": 0, "lr_low": 0.0, "clip": 0.0}
+_LATER = {"draws": 1, "measure": "parameter", "cycle": 0, "lr_low": 0.0, "clip": 0.0, "beta": 0.0, "layerwise": False,
+          "similarity": 0.0, "similarity_on": "own", "smoothing": 0.0}
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,23 @@ class Recipe:
         warmup: epochs of linear warm-up, "cosine" only.
         augment: whether the task's augmentation is used.
         precision: "float32", "float64", or "bfloat16" (autocast over float32 weights).
-        draws: sampled networks per step. The batch is cut into as many parts, one per network, so that a step costs the
-            same; on an interval there is one t in each of `draws` equal parts of [0, 1].
+        draws: sampled networks per step (s of W21 App. B). The batch is cut into as many parts, one per network, so
+            that a step costs the same; on an interval there is one t in each of `draws` equal parts of [0, 1].
         measure: what the mean over a curve is taken over: "parameter": t ~ U(0, 1) (G18 Eq. (3)); "length": the
             uniform distribution on the curve (G18 Eqs. (1), (2)), see `training.fit`.
         cycle: epochs in a cycle of "triangular" and "restarts"; with "constant" the epochs between two members, 0: 1.
         lr_low: smallest learning rate of a cycle.
         clip: largest l2 norm of the gradient of the cross-entropy at a sampled network; 0: no limit. For language
             models; weight decay is added afterwards, as torch's optimisers do.
+        beta: factor of cos^2(w_j, w_k) in the loss, W21 Eq. (5): a random pair of free control points per step, over
+            all weights but those of normalisation layers; the paper's default is 1.
+        layerwise: whether every module with parameters has a sampled position of its own (W21 section 3).
+        similarity: factor lambda of |t_j - t_k| cos^2(phi_j, phi_k) in the loss, W21 Eq. (13): a random pair of a
+            step's networks and their penultimate features, see `training.fit`; needs draws >= 2.
+        similarity_on: the images whose features are compared, which the paper leaves open: "own": each network's own
+            part of the batch, image by image, so that nothing is computed twice; "same": those of the first network,
+            which the second one sees, too.
+        smoothing: label smoothing of the training loss, in [0, 1).
     """
 
     epochs: int
@@ -62,16 +73,22 @@ class Recipe:
     cycle: int = 0
     lr_low: float = 0.0
     clip: float = 0.0
+    beta: float = 0.0
+    layerwise: bool = False
+    similarity: float = 0.0
+    similarity_on: str = "own"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         choose("decay_on", self.decay_on, ("points", "sampled"))
         choose("schedule", self.schedule, SCHEDULES)
         choose("precision", self.precision, PRECISIONS)
         choose("measure", self.measure, MEASURES)
+        choose("similarity_on", self.similarity_on, SIMILARITY_ON)
         for name in ("epochs", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay", "warmup", "cycle", "lr_low", "clip"):
+        for name in ("lr", "momentum", "weight_decay", "warmup", "cycle", "lr_low", "clip", "beta", "similarity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
         if self.draws > 1 and self.batch_size < 2 * self.draws:
@@ -81,6 +98,30 @@ class Recipe:
             raise ValueError(f"draws must be >= 2 with measure='length': one draw has nothing to be weighed against, "
                              f"got {self.draws}")
         self._check_cycle()
+        self._check_subspace()
+
+    def _check_subspace(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
+        if not isinstance(self.layerwise, bool):
+            raise TypeError(f"layerwise must be True or False, got {self.layerwise!r}")
+        if self.batch_size % self.draws:
+            raise ValueError("draws must divide batch_size, so that every sampled network sees as many images "
+                             f"(W21 App. B), got {self.draws} draws of batches of {self.batch_size}")
+        if self.layerwise and self.measure == "length":
+            raise ValueError("layerwise=True needs measure='parameter': without one t there is no speed on a curve")
+        if self.similarity:
+            self._check_similarity()
+
+    def _check_similarity(self) -> None:
+        if self.draws < 2:
+            raise ValueError("draws must be >= 2 with similarity > 0: Eq. (13) of W21 compares two networks of a step, "
+                             f"got {self.draws}")
+        if self.layerwise:
+            raise ValueError("similarity > 0 needs layerwise=False: |t_j - t_k| of Eq. (13) of W21 asks for one t each")
+        if self.measure == "length" or self.clip:
+            other = "measure='length'" if self.measure == "length" else f"clip={self.clip:g}"
+            raise ValueError(f"similarity > 0 does not go together with {other}, which is about cross-entropy alone")
 
     def _check_cycle(self) -> None:
         cyclic = self.schedule in BY_ITERATION

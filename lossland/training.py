@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lossland.checkpoints import Checkpoint, Collector
 from lossland.descent import Run, State, step
+from lossland.draws import Draws
 from lossland.families import Family
 from lossland.flat import FlatNetwork, dropout_seed
+from lossland.layout import Layout
+from lossland.regularisers import apart
 from lossland.sampling import stream_seed
 from lossland.schedules import Recipe, learning_rate, rate
 from lossland.tasks import Task
@@ -26,39 +30,10 @@ VERSION = 1  # of the numbers this loop produces: raised whenever the same recip
 _COLLECTED = "collected."
 
 
-class Checkpoint(Protocol):
-    """Where an interrupted training run continues from; the store's checkpoints are of this kind."""
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors and facts saved last, or None."""
-
-    def save(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        """Keep tensors and facts, replacing the ones before."""
-
-
-class Collector(Protocol):
-    """What takes networks out of a training run at chosen iterations; its state is part of the checkpoint."""
-
-    def wants(self, iteration: int) -> bool:
-        """Return whether the weights after this iteration, counted from 1, are to be taken."""
-
-    def take(self, weights: Weights, row: dict[str, float]) -> None:
-        """Look at the weights, which are views of memory that training goes on writing to: copy what is kept.
-
-        Args:
-            weights: finite, on the task's device.
-            row: iteration, epoch (a fraction: iterations / batches per epoch), lr, seconds of training so far.
-        """
-
-    def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return tensors and JSON values from which `restore` goes on."""
-
-    def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        """Become the collector that `save` described; called once, before training goes on."""
-
-
-def _named(family: Family, where: Tensor) -> str:
+def _named(family: Family, where: Tensor, layerwise: bool) -> str:
     """Return the sampled members in words."""
+    if layerwise:
+        return ", another member of the family in every module"
     values = [f"{value:.6g}" if value.ndim == 0 else str([round(c, 6) for c in value.tolist()]) for value in where]
     name = {"point": "", "interval": "t", "simplex": "coefficients"}[family.domain]
     return f", {name} = {', '.join(values)}" if name else ""
@@ -99,7 +74,7 @@ class _Epoch:
             place = f"step {bad}" if bad >= 0 else f"step {last}, the last"
             good = f"the one after epoch {epoch - 1}" if epoch else "the start"
             lr = self.rate(self.iteration - last + (bad if bad >= 0 else last))
-            member = _named(self.run.family, self.sampled[bad])
+            member = _named(self.run.family, self.sampled[bad], self.run.recipe.layerwise)
             raise FloatingPointError(f"training diverged: loss or weights NaN or infinite in epoch {epoch}, {place}"
                                      f"{member} (lr {lr:g}); the last good state is {good}")
 
@@ -118,25 +93,30 @@ class _Epoch:
         """Return the epoch's row of the history."""
         self.check()
         labels = self.run.task.split(self.run.split).labels
-        return {"epoch": self.state.epoch, "lr": self.rate(self.iteration), "loss": float(self.loss) / len(labels),
-                "accuracy": float(self.hits) / labels.numel(), "seconds": self.seconds()}
+        row = {"epoch": self.state.epoch, "lr": self.rate(self.iteration), "loss": float(self.loss) / len(labels),
+               "accuracy": float(self.hits) / labels.numel(), "seconds": self.seconds()}
+        return row | _spread(self.state, self.run)
 
 
-def _epoch(state: State, network: FlatNetwork, run: Run, collect: Collector | None) -> dict[str, float]:
+def _spread(state: State, run: Run) -> dict[str, float]:
+    return apart([state.points[i] for i in state.free], run.layout.weights) if len(state.free) > 1 else {}
+
+
+def _epoch(state: State, networks: Sequence[FlatNetwork], run: Run, collect: Collector | None) -> dict[str, float]:
     """Run one epoch in place; return its row of the history."""
     recipe, seed, done = run.recipe, run.seed, _Epoch(state, run)
     order = torch.Generator().manual_seed(stream_seed(seed, state.epoch, 0))
-    draws = torch.Generator().manual_seed(stream_seed(seed, state.epoch, 1))
+    draws = Draws(run.family, recipe, run.layout, seed=seed, epoch=state.epoch)
     batches = run.task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
                                dtype=recipe.dtype)
-    with dropout_seed(stream_seed(seed, state.epoch, 2), network.theta.device):
+    with dropout_seed(stream_seed(seed, state.epoch, 2), state.points.device):
         for batch in batches:
             count = len(batch[1])
             # A short last batch is cut into fewer parts: two images each, so that batch norm has a variance.
-            where = run.family.draw(draws, max(1, min(recipe.draws, count // 2)))
-            done.add(*step(state, network, run, batch, where, lr=done.rate(done.iteration + 1)), count, where)
+            sample = draws.next(max(1, min(recipe.draws, count // 2)))
+            done.add(*step(state, networks, run, batch, sample, lr=done.rate(done.iteration + 1)), count, sample.where)
             if collect is not None and collect.wants(done.iteration):
-                collect.take(from_vector(state.points[0], run.family.points[0]), done.member())
+                collect.take(from_vector(state.points[0], run.layout.like), done.member())
     return done.row()
 
 
@@ -146,14 +126,17 @@ class Fit:
 
     Attributes:
         family: the family with its trained control points, on the task's device.
-        history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training, without the L2 term],
-            accuracy [fraction], seconds.
+        history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training, without what the
+            recipe adds to the cross-entropy], accuracy [fraction], seconds; with two or more free control points also
+            their distance and cos2 at the end of the epoch (`regularisers.spread`).
         velocity: what SGD's momentum has gathered, one for each free control point, where `until` asked for it.
+        start: distance and cos2 of the free control points before training; empty where there are fewer than two.
     """
 
     family: Family
     history: pd.DataFrame
     velocity: tuple[Weights, ...] = ()
+    start: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,21 +154,40 @@ class Start:
     epoch: int = 0
 
 
-def _begin(net: nn.Module, run: Run, velocity: Sequence[Weights] | None) -> State:
-    """Return the state at the start: copies of the control points on the task's device."""
-    family, recipe = run.family, run.recipe
+def _check(net: nn.Module, family: Family, recipe: Recipe, until: int | None, collect: Collector | None) -> None:
+    """Raise unless family, recipe and what else `fit` is asked for go together."""
+    if not isinstance(family, Family):
+        raise TypeError(f"family must be a Family, such as ll.bezier(a, b), got {type(family).__name__}")
+    if until is not None and not 1 <= until <= recipe.epochs:
+        raise ValueError(f"until must be an epoch of the recipe, 1..{recipe.epochs}, got {until}")
+    if collect is not None and family.domain != "point":
+        raise ValueError(f"collect needs a family of one network, point(weights), got a {family.kind}")
+    if recipe.beta and sum(family.free) < 2:
+        raise ValueError("beta > 0 needs at least two free control points, whose angle it opens, got "
+                         f"{sum(family.free)} in a {family.kind}: take a line, a simplex or bezier(a, b, ends='free'), "
+                         "or beta=0")
+    if recipe.layerwise and family.domain == "point":
+        raise ValueError("layerwise=True needs a family of several control points, got a point: take a line, a curve "
+                         "or a simplex, or layerwise=False")
+    if recipe.similarity and family.domain != "interval":
+        raise ValueError("similarity > 0 needs a family over an interval: Eq. (13) of W21 weighs by |t_j - t_k|, got "
+                         f"a {family.kind}")
     for i, point in enumerate(family.points):
         check_belongs(net, point, f"family.points[{i}]")
-    size = sum(tensor.numel() for tensor in family.points[0].values())
+
+
+def _begin(net: nn.Module, run: Run, velocity: Sequence[Weights] | None) -> State:
+    """Return the state at the start: copies of the control points on the task's device."""
+    family, recipe, like = run.family, run.recipe, run.layout.like
     device = run.task.split(run.split).images.device
-    points = torch.empty(len(family.points), size, dtype=recipe.dtype, device=device)
+    points = torch.empty(len(family.points), run.layout.size, dtype=recipe.dtype, device=device)
     for row, point in zip(points, family.points, strict=True):
-        for name, view in from_vector(row, point).items():
+        for name, view in from_vector(row, like).items():
             view.copy_(point[name].detach())
     if recipe.measure == "length" and family.path().length() <= 1e-6 * float(points[0].norm()):  # nothing but rounding
         raise ValueError("measure='length' needs a curve whose end points differ, got a length of 0")
     free = [i for i, movable in enumerate(family.free) if movable]
-    state = State(points, free, points.new_zeros(len(free), size))
+    state = State(points, free, torch.zeros_like(points[: len(free)]))
     if velocity is not None:
         if isinstance(velocity, dict) or len(velocity) != len(free):
             raise ValueError(f"velocity must be a sequence with one for each of the {len(free)} free control points, "
@@ -193,7 +195,7 @@ def _begin(net: nn.Module, run: Run, velocity: Sequence[Weights] | None) -> Stat
         for i, (row, kept) in enumerate(zip(state.velocity, velocity, strict=True)):
             check_belongs(net, kept, f"velocity[{i}]")
             check_finite(kept, f"velocity[{i}]")
-            for name, view in from_vector(row, family.points[0]).items():
+            for name, view in from_vector(row, like).items():
                 view.copy_(kept[name].detach())
     return state
 
@@ -257,28 +259,31 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
 
     Source: G18 Eqs. (1) to (3) and A.2; W21 Algorithm 1 (without its regulariser); AY20 section 5 for plain training.
     """
-    if not isinstance(family, Family):
-        raise TypeError(f"family must be a Family, such as ll.bezier(a, b), got {type(family).__name__}")
-    if until is not None and not 1 <= until <= recipe.epochs:
-        raise ValueError(f"until must be an epoch of the recipe, 1..{recipe.epochs}, got {until}")
-    if collect is not None and family.domain != "point":
-        raise ValueError(f"collect needs a family of one network, point(weights), got a {family.kind}")
-    run = Run(family, task, split, recipe, seed)
+    _check(net, family, recipe, until, collect)
+    # With beta > 0 the regularised weights lie together; other runs keep the order that their checkpoints have.
+    run = Run(family, task, split, recipe, seed, Layout.of(net, family.points[0], norms_last=recipe.beta > 0))
     state = _begin(net, run, velocity)
+    start = _spread(state, run)
     _restore(state, checkpoint, collect)
-    network = FlatNetwork(net, family.points[0], state.points, recipe.precision)
+    networks = [FlatNetwork(net, run.layout.like, state.points, recipe.precision, smoothing=recipe.smoothing,
+                            features=recipe.similarity > 0) for _ in range(2 if recipe.similarity else 1)]
     last = recipe.epochs if until is None else until
     with tqdm(total=last, initial=state.epoch, desc=family.kind, unit="epoch", disable=not progress) as bar:
         while state.epoch < last:
-            row = _epoch(state, network, run, collect)
+            row = _epoch(state, networks, run, collect)
             state.history.append(row)
             state.epoch += 1
             _save(state, checkpoint, collect)
             bar.set_postfix(loss=f"{row['loss']:.4f}", accuracy=f"{row['accuracy']:.2%}")
             bar.update()
     points, history, kept = state.points, pd.DataFrame(state.history), () if until is None else state.velocity
-    del network, state  # frees their memory before the points are copied
-    trained, moving = ([{name: view.clone() for name, view in from_vector(row, family.points[0]).items()}
-                        for row in rows] for rows in (points, kept))
+    del networks, state  # frees their memory before the points are copied
+    trained, moving = ([_copied(row, run) for row in rows] for rows in (points, kept))
     del points, kept  # before the family looks through its points
-    return Fit(family.with_points(trained), history, tuple(moving))
+    return Fit(family.with_points(trained), history, tuple(moving), start)
+
+
+def _copied(vector: Tensor, run: Run) -> Weights:
+    """Return a copy of a flat vector (P,) as weights in the order that the family's points have."""
+    views = from_vector(vector, run.layout.like)
+    return {name: views[name].clone() for name in run.family.points[0]}
