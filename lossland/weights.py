@@ -107,12 +107,21 @@ def check_belongs(net: nn.Module, weights: Mapping[str, Tensor], name: str) -> N
     shapes = {key: tuple(parameter.shape) for key, parameter in net.named_parameters()}
     missing, extra = [k for k in shapes if k not in weights], [k for k in weights if k not in shapes]
     if missing or extra:
-        hint = "; pass dict(net.named_parameters()), not state_dict()" if set(extra) & buffers_of(net).keys() else ""
         raise ValueError(f"{name} must hold the parameters of {type(net).__name__}; missing {missing}, "
-                         f"not a parameter {extra}{hint}")
+                         f"not a parameter {extra}{_hint(net, extra)}")
     for key, shape in shapes.items():
         if tuple(weights[key].shape) != shape:
             raise ValueError(f"{name} must fit the network: {key!r} is {shape} there, got {tuple(weights[key].shape)}")
+
+
+def _hint(net: nn.Module, extra: Sequence[str]) -> str:
+    """Return what to do about names that are no parameters, where they tell."""
+    if set(extra) & {name for name, _ in net.named_buffers()}:
+        return "; pass dict(net.named_parameters()), not state_dict()"
+    if extra and all(key.startswith("module.") for key in extra):
+        return "; take off 'module.', which DataParallel puts in front"
+    inside = next((key for key in ("state_dict", "model_state_dict", "model", "weights") if key in extra), None)
+    return f"; this looks like a checkpoint that holds the weights under {inside!r}" if inside else ""
 
 
 def check_match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[str, str] = ("a", "b")) -> None:

@@ -84,6 +84,11 @@ def test_weights_of_another_network_are_refused_by_name():
     w.check_belongs(net, dict(net.named_parameters()), "a")
     with pytest.raises(ValueError, match="a must hold the parameters of Sequential; .*'1.running_mean'.*not state_dict"):
         w.check_belongs(net, net.state_dict(), "a")
+    parameters = dict(net.named_parameters())
+    with pytest.raises(ValueError, match="take off 'module.', which DataParallel puts in front"):
+        w.check_belongs(net, {f"module.{name}": value for name, value in parameters.items()}, "a")
+    with pytest.raises(ValueError, match="a checkpoint that holds the weights under 'state_dict'"):
+        w.check_belongs(net, {"epoch": 3, "state_dict": parameters}, "a")
     with pytest.raises(ValueError, match="missing \\['0.weight'.*not a parameter \\['w'\\]"):
         w.check_belongs(net, {"w": torch.ones(1)}, "a")
     with pytest.raises(ValueError, match="'0.weight' is \\(3, 2\\) there, got \\(4, 2\\)"):
