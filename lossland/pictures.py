@@ -108,21 +108,23 @@ class Picture(Figure):
             super().savefig(fname, metadata=metadata, **kwargs)
 
 
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Picture, np.ndarray]:
-    """Return an empty figure and its panels, which share x, and y within a row.
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, *,
+           share: bool = True) -> tuple[Picture, np.ndarray]:
+    """Return an empty figure and its panels, which share x, and y within a row, unless each is for itself.
 
     Args:
         width: Inches.
         height: Inches.
         rows: Number of panels downwards.
         columns: Number of panels across.
+        share: Whether panels share axes.
 
     Returns:
         The figure, and the (rows, columns) array of its axes.
     """
     figure = Picture(figsize=(width, height), dpi=DOTS, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)
-    return figure, figure.subplots(rows, columns, sharex=True, sharey="row", squeeze=False)
+    return figure, figure.subplots(rows, columns, sharex=share, sharey="row" if share else False, squeeze=False)
 
 
 def legend(figure: Picture, *, columns: int = 2, **kwargs: Any) -> None:

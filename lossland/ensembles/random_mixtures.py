@@ -1,4 +1,4 @@
-"""Random mixtures of the weights of some networks: one coefficient for all of them, for each layer, or for each weight."""
+"""Random mixtures of the weights of some networks: one coefficient for all weights, for each layer, or for each one."""
 
 from __future__ import annotations
 
