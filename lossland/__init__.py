@@ -16,7 +16,7 @@ from lossland.evaluation import evaluate, predict
 from lossland.families import Family, bezier, chain, line, point, simplex
 from lossland.figures import plot_path, plot_plane
 from lossland.layers import Layer, permute, verify
-from lossland.metrics import along, barrier
+from lossland.metrics import barrier
 from lossland.neurons import pooled_centre
 from lossland.paths import Path, arc, join, segment, through_origin
 from lossland.planes import plane
@@ -24,6 +24,7 @@ from lossland.recipes import endpoints, network, recipe_for, trained
 from lossland.search import worst
 from lossland.slider import slider
 from lossland.store import Store
+from lossland.subspaces import subspace
 from lossland.tables import results_table, table
 from lossland.tasks import Task, load_task
 from lossland.tracing import trace
@@ -33,8 +34,8 @@ from lossland.weights import Weights
 __version__ = "0.1.0"
 
 __all__ = [
-    "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "along", "arc", "barrier", "bezier", "chain",
+    "Family", "Layer", "Path", "Recipe", "Store", "Task", "Weights", "arc", "barrier", "bezier", "chain",
     "connect", "endpoints", "evaluate", "fge", "fit", "join", "line", "load_task", "network", "permute", "plane",
     "plot_path", "plot_plane", "point", "pooled_centre", "predict", "recipe_for", "results_table", "segment",
-    "simplex", "slider", "table", "through_origin", "trace", "trained", "verify", "wa_ensemble", "worst",
+    "simplex", "slider", "subspace", "table", "through_origin", "trace", "trained", "verify", "wa_ensemble", "worst",
 ]

@@ -43,6 +43,13 @@ def test_a_way_through_a_broken_network_is_none():
     assert found.worst == table.accuracy.min() and found.at == (table.t[table.accuracy.idxmin()],)
 
 
+def test_the_ends_are_named_in_their_order():
+    a, b = good(1), drawn(2)
+    ends = tuple(evaluate(net(), segment(a, b), TASK, points=[0.0, 1.0], splits=("test",)).accuracy)
+    assert is_connector(net(), segment(a, b), TASK, points=5).ends == ends and ends[0] > ends[1]
+    assert is_connector(net(), families.simplex([a, b]), TASK, points=4).ends == ends
+
+
 def test_a_loss_that_the_images_cannot_tell_is_undecided():
     found = Connector(0.95, (0.5,), (0.96, 0.96), 0.91, 0.975, 61, 500)
     assert found.verdict == "undecided"

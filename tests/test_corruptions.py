@@ -75,6 +75,15 @@ def test_pixels_become_squares_of_one_colour():
     assert_close(squares.mean(-1), before.mean(-1), rtol=0, atol=0.51)
 
 
+@pytest.mark.parametrize("across", [2, 3])
+def test_blur_spreads_a_line_by_its_deviation_in_both_directions(across):
+    line, places = torch.zeros(1, 1, 33, 33, dtype=torch.uint8), torch.arange(33.0) - 16
+    line.select(across, 16).fill_(255)
+    profile = corrupt(line, "blur", 4)[0, 0].float().mean(3 - across)  # across the line
+    share = profile / profile.sum()
+    assert float((share * places.square()).sum()) ** 0.5 == pytest.approx(0.06 * 33, rel=0.03)
+
+
 @pytest.mark.parametrize("kind", ["blur", "contrast", "brightness", "pixelate", "jpeg"])
 def test_a_batch_is_its_images_one_by_one(kind):
     images = pictures()
