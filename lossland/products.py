@@ -20,7 +20,7 @@ def packed(matrix: Tensor) -> Tensor:
     return matrix.detach().contiguous().to_mkldnn() if fits and torch.backends.mkldnn.is_available() else matrix
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left @ right.T as an ordinary tensor: (n, D) and (m, D), both packed, give (n, m)."""
-    found = linear(left, right)
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return left @ right.T + bias as an ordinary tensor: (n, D) and (m, D), both packed, and (m,) give (n, m)."""
+    found = linear(left, right, bias)
     return found.to_dense() if found.is_mkldnn else found

@@ -83,7 +83,7 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
 @torch.no_grad()
 def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
              points: int | Sequence[float] | Tensor | None = None, swaps: int | None = None,
-             splits: Sequence[str] = ("train", "test"),
+             splits: Sequence[str] = ("train", "test"), exact: bool = False,
              progress: bool = False) -> pd.DataFrame:
     """Return a table of losses and accuracies along a path: one row per (t, split).
 
@@ -99,13 +99,15 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         swaps: how many swaps of a permutation stage are evaluated, each at its middle and its end; None: all of them,
             which costs little for networks with one hidden layer and two passes per swap for all others.
         splits: of the task.
+        exact: evaluate networks with one hidden layer by the plain loop over t that `lossland.kernels.reference`
+            specifies, not by the compiled sweep, which equals it up to rounding.
         progress: show a line.
 
     Returns:
         Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path],
         norm [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
-        `attrs` says how: grid (number of t), task, way ("fused", "shared prefix", "shared first layer", "rank two",
-        "one by one").
+        `attrs` says how: grid (number of t), task, way ("sweep", "fused", "shared prefix", "shared first layer",
+        "rank two", "one by one").
 
     Raises:
         TypeError: without a task; batch-norm statistics cannot be estimated without data.
@@ -122,7 +124,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     chosen = check_split(task, splits)
     start = path.point(0.0)
     check_belongs(net, start, "the start of path")
-    walk = Walk(net, task, splits, start, len(t))
+    walk = Walk(net, task, splits, start, len(t), exact=exact)
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
         walk.along(path, t, bar.update)
     tables = []

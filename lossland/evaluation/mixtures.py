@@ -9,7 +9,6 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import linear
 
 from lossland import kernels
 from lossland.batchnorm import Estimate, estimating
@@ -17,10 +16,12 @@ from lossland.evaluation import scoring
 from lossland.evaluation.reuse import PROBE, Batch, Cost, Member, Span
 from lossland.evaluation.scoring import Sums, batches, one_hidden
 from lossland.paths import Mix, adds_up
+from lossland.products import packed, product
 from lossland.tasks import Split, Task
-from lossland.weights import Weights, mix, skeleton
+from lossland.weights import Weights, skeleton
 
 _CACHE = 8 * 2**20  # bytes of the largest result of a pass on a CPU: what is made stays in cache until it is read
+_FEATURES = 32 * 2**20  # bytes of the pre-activations of a pass on a CPU: small enough that memory is used again
 _LEAST = 16  # images per pass, so that weights are read for several of them
 
 
@@ -46,14 +47,15 @@ class Mixtures:
     layer run in a kernel of their own.
 
     Attributes:
-        way: "fused", "shared prefix" (some parameters do not move), "shared first layer", or "one by one"; known after
-            scoring.
+        way: "sweep" or "fused" (`kernels.path_way`), "shared prefix" (some parameters do not move), "shared first
+            layer", or "one by one"; known after scoring.
     """
 
     def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True,
-                 skeletons: tuple[nn.Module, nn.Module] | None = None) -> None:
+                 exact: bool = False, skeletons: tuple[nn.Module, nn.Module] | None = None) -> None:
         self.net, self.task, self.points = net, task, tuple(points)
         self.moving = Mix(self.points, lambda s: s).moving()
+        self.exact = exact
         self.way = "fused" if fused and one_hidden(net) else "one by one"
         self.like = next(iter(self.points[0].values()))
         self.bare, self.estimating = skeletons or skeletons_of(net)
@@ -61,9 +63,8 @@ class Mixtures:
     def score(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
               tick: Callable[[float], None]) -> None:
         """Add the scores of the members with coefficients (T, k) to the rows `where` (T,) of the sums of each split."""
-        if self.way == "fused":
-            for name, sums in totals.items():
-                self._fused(sums, where, coefficients, self.task.split(name), tick)
+        if self.way in ("fused", "sweep"):
+            self._one_hidden(totals, where, coefficients, tick)
             return
         members = self._members(coefficients)
         span = self._span(members)
@@ -80,22 +81,25 @@ class Mixtures:
                         sums.add(where[row, None], batch(member)[None], labels)
                     tick(sum(len(labels) for _, labels in several) / len(split))
 
-    def _fused(self, sums: Sums, where: Tensor, coefficients: Tensor, split: Split,
-               tick: Callable[[float], None]) -> None:
+    def _one_hidden(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
+                    tick: Callable[[float], None]) -> None:
         """Score one-hidden-layer networks: the products of the images with the k first layers are shared."""
-        parts = [{part: point.get(f"linear.{i}.{part}") for part in ("weight", "bias")}
-                 for i in (0, 1) for point in self.points]
-        first, ends = parts[: len(self.points)], parts[len(self.points) :]
-        ends = [{key: value for key, value in end.items() if value is not None} for end in ends]
-        size = max(1, scoring.SHARED // (len(self.points) * len(first[0]["weight"]) * self.like.itemsize))
-        for images, labels in batches(self.task, split, size, self.like.dtype):
-            features = torch.stack([linear(images.flatten(1), p["weight"], p["bias"]) for p in first])  # (k, b, n)
-            for rows in torch.arange(len(where)).split(64):  # bounds the memory of logits (T, b, C)
-                heads = mix(ends, coefficients[rows])
-                bias = heads.get("bias", heads["weight"].new_zeros(heads["weight"].shape[:2]))
-                c = coefficients[rows].to(features.dtype)
-                sums.add(where[rows], kernels.mix_relu_head(features, c, heads["weight"], bias), labels)
-            tick(len(where) * len(labels) / len(split))
+        heads = [point["linear.1.weight"] for point in self.points]
+        biases = [point.get("linear.1.bias", head.new_zeros(len(head)))
+                  for point, head in zip(self.points, heads, strict=True)]
+        first = [(packed(point["linear.0.weight"]), point.get("linear.0.bias")) for point in self.points]
+        self.way = "fused" if self.exact else kernels.path_way(coefficients, heads)
+        most = min(scoring.SHARED, _FEATURES) if self.like.device.type == "cpu" else scoring.SHARED
+        size = max(1, most // (len(heads) * heads[0].shape[1] * self.like.itemsize))
+        for name, sums in totals.items():
+            split = self.task.split(name)
+            for images, labels in batches(self.task, split, size, self.like.dtype):
+                images = packed(images.flatten(1))
+                features = [product(images, weight, bias) for weight, bias in first]
+                scores = kernels.path_scores(features, coefficients, heads, biases, labels, bins=scoring.BINS,
+                                             exact=self.exact)
+                sums.add_scores(where, *scores)
+                tick(len(where) * len(labels) / len(split))
 
     def _blocks(self, split: Split, cost: Cost | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yield a split in runs of batches (images, labels) that fit into memory with what members share of them."""

@@ -45,7 +45,10 @@ class Sums:
     def add(self, where: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add the scores of logits (T', b, C) to the rows `where` (T',); (T', b, C, L) and labels (b, L) for words."""
         logits, labels = flatten(logits, labels)
-        nll, hits, histogram = kernels.class_scores(logits, labels, BINS)
+        self.add_scores(where, *kernels.class_scores(logits, labels, BINS))
+
+    def add_scores(self, where: Tensor, nll: Tensor, hits: Tensor, histogram: Tensor) -> None:
+        """Add sums over images to the rows `where` (T',), as `kernels.class_scores` returns them."""
         self.nll[where] += nll.cpu()
         self.hits[where] += hits.cpu()
         self.histogram[where] += histogram.cpu()

@@ -30,8 +30,9 @@ class Walk:
         ways: how the points were scored.
     """
 
-    def __init__(self, net: nn.Module, task: Task, splits: Sequence[str], start: Weights, points: int) -> None:
-        self.net, self.task, self.lengths = net, task, Lengths(start)
+    def __init__(self, net: nn.Module, task: Task, splits: Sequence[str], start: Weights, points: int, *,
+                 exact: bool = False) -> None:
+        self.net, self.task, self.lengths, self.exact = net, task, Lengths(start), exact
         self.away, self.norm = torch.zeros(2, points, dtype=torch.float64).unbind()
         self.totals = {name: Sums.zeros(points) for name in splits}
         self.ways: set[str] = set()
@@ -73,7 +74,7 @@ class Walk:
                 coefficients[start : start + len(s), places[id(point)]] += c[:, i]
             self.away[where], self.norm[where] = self.lengths.of(leg.points, c)
             start += len(s)
-        mixtures = Mixtures(self.net, self.task, list(points.values()), skeletons=self.skeletons)
+        mixtures = Mixtures(self.net, self.task, list(points.values()), exact=self.exact, skeletons=self.skeletons)
         mixtures.score(self.totals, rows, coefficients, tick)
         self.ways.add(mixtures.way)
 

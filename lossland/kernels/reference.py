@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_POINTS = 64  # at a time, which bounds the memory of their logits
 _TILE = 2 * 1024 * 1024  # bytes of one pre-activation tile: measured best on x86, between second- and third-level cache
 
 
@@ -83,6 +86,35 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> tuple[Tensor
     values = torch.stack([torch.ones_like(confidence), confidence, hit.double()], dim=1)  # (T, 3, N)
     histogram = values.new_zeros(points, 3, bins).scatter_add_(2, which[:, None].expand(-1, 3, -1), values)
     return (log_norm - chosen).double().sum(-1), hit.double().sum(-1), histogram
+
+
+def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor],
+                labels: Tensor, *, bins: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores of T one-hidden-layer ReLU networks that are mixtures of k fixed ones, both layers alike.
+
+    Args:
+        features: k tensors (N, n), pre-activations of the N images under the k first layers, biases included.
+        coefficients: (T, k) mixing coefficients.
+        heads: k second layers (C, n).
+        biases: k second-layer biases (C,).
+        labels: (N,) int64 classes.
+        bins: of the histogram.
+
+    Returns:
+        nll (T,), hits (T,) and histogram (T, 3, bins), as `class_scores`.
+
+    Raises:
+        ValueError: as `mix_relu_head`.
+
+    Source: AY20 section 5, the quantities that are reported along a path.
+    """
+    every, found = torch.stack(list(features)), []
+    for rows in coefficients.to(device=every.device, dtype=every.dtype).split(_POINTS):
+        head, bias = (sum(c[(...,) + (None,) * part.ndim] * part for c, part in zip(rows.T, parts, strict=True))
+                      for parts in (heads, biases))
+        found.append(class_scores(mix_relu_head(every, rows, head, bias), labels, bins))
+    nll, hits, histogram = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return nll, hits, histogram
 
 
 def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tuple[Tensor, Tensor], u: Tensor) -> Tensor:

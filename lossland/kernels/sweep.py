@@ -1,0 +1,156 @@
+"""The path sweep: all points of a leg of one-hidden-layer ReLU networks for about the price of a few of them.
+
+On a leg that mixes k fixed points a unit's pre-activation is a fixed combination of k numbers with coefficients c(t).
+Along a segment it changes sign at most once, along an arc about a centre or a quadratic Bezier piece at most twice, and
+between the changes what the unit adds to the logits is a polynomial in c(t): sum_ij c_i c_j (z_i W_j). So every unit
+that is on at the first point is added once to the sums z_i W_j, it is added to the bucket of each point at which it
+changes (or taken away there), and a running sum over the T buckets gives the sums, and the logits, of every point.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_FEWEST = 8  # points: below, the loop over t is as fast
+_BUCKETS = 64 * 2**20  # bytes of the buckets of one image: beyond, they leave the cache
+_LANES = 16  # numbers at a time
+_CLOSE = {torch.float64: 1e-9, torch.float32: 1e-6}  # coefficients and those of a curve that has a closed form
+
+_BEZIER = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
+_ARC = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, -1.0], [-1.0, 0.0, 2.0]], dtype=torch.float64)
+"""Rows q0, q1, q2 with c(tau) z ~ q0 z + 2 q1 z tau + q2 z tau^2, z the pre-activations of the three points."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """What the compiled sweep wants to know of a leg, with its points in the order of tau.
+
+    Attributes:
+        order: (T,) the rows of the coefficients, in order.
+        tau: (T,) what the pre-activations are polynomials of, times something positive.
+        curve: (2, 2) coefficients of the first and the last point of a segment; (3, 3) the rows q0, q1, q2 of a curve.
+    """
+
+    order: Tensor
+    tau: Tensor
+    curve: Tensor
+
+
+def leg_of(coefficients: Tensor) -> Leg | None:
+    """Return the leg that coefficients (T, k) belong to, or None for one that the sweep does not know.
+
+    It knows segments (k = 2, sums > 0) and, for k = 3, arcs about a centre (cos, sin, 1 - cos - sin, a quarter turn at
+    most) and quadratic Bezier curves. The points may come in any order, and more than once.
+    """
+    c, close = coefficients.detach().double().cpu(), _CLOSE.get(coefficients.dtype, 0.0)
+    if c.shape[-1] == 2 and bool((c.sum(1) > 0).all()):
+        tau = c[:, 1] / c.sum(1)
+        order = tau.argsort(stable=True)
+        return Leg(order, tau[order], c[order[[0, -1]]])
+    if c.shape[-1] != 3:
+        return None
+    start, second, third = c.unbind(1)
+    s = third + second / 2
+    if _equal(c, torch.stack([(1 - s) ** 2, 2 * s * (1 - s), s**2], 1), close):
+        tau, curve = s, _BEZIER
+    elif _equal(c, torch.stack([(1 - second**2).clamp(min=0).sqrt(), second, 1 - start - second], 1), close):
+        tau, curve = second / (1 + start), _ARC  # the tangent of half the angle
+    else:
+        return None
+    order = tau.argsort(stable=True)
+    return Leg(order, tau[order], curve)
+
+
+def _equal(c: Tensor, other: Tensor, close: float) -> bool:
+    return bool(((c - other).abs() <= close).all())
+
+
+def pays(coefficients: Tensor, heads: Sequence[Tensor]) -> bool:
+    """Say whether the sweep is the way to evaluate the points with coefficients (T, k) between heads k x (C, n)."""
+    points, k = coefficients.shape
+    head = heads[0]
+    size = points * head.shape[0] * k * (k + 1) // 2 * head.itemsize
+    fits = head.device.type == "cpu" and head.dtype in (torch.float32, torch.float64) and size <= _BUCKETS
+    return fits and points > _FEWEST and leg_of(coefficients) is not None
+
+
+def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor],
+               labels: Tensor, *, bins: int = 20) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sums of `reference.path_scores` over the images with finite logits, and which images have others.
+
+    The sums do not depend on the number of threads, `torch.get_num_threads()`, but for the rounding of float64.
+
+    Args:
+        features: k tensors (N, n), contiguous.
+        coefficients: (T, k) of a leg that `leg_of` knows.
+        heads: k tensors (C, n).
+        biases: k tensors (C,).
+        labels: (N,) int64.
+        bins: of the histogram.
+
+    Returns:
+        nll (T,), hits (T,), histogram (T, 3, bins), and left (N,) bool: images whose logits are NaN or infinite
+        somewhere, which are not in the sums.
+    """
+    leg = leg_of(coefficients)
+    compiled = _compiled(len(features))
+    arguments = _arguments(leg, coefficients, heads, biases)
+    z = tuple(one.numpy().reshape(-1) for one in features)
+    points, images = len(coefficients), len(labels)
+    left = np.zeros(images, bool)
+    edges = np.linspace(0, images, min(torch.get_num_threads(), images) + 1).astype(int).tolist()
+    sums = [(np.zeros(points), np.zeros(points), np.zeros((points, 3, bins)), left) for _ in edges[1:]]
+
+    def part(number: int) -> None:
+        compiled(z, arguments, labels.numpy(), (edges[number], edges[number + 1]), sums[number])
+
+    if len(sums) == 1:
+        part(0)
+    else:
+        with ThreadPoolExecutor(len(sums)) as threads:
+            list(threads.map(part, range(len(sums))))
+    back = leg.order.argsort()
+    nll, hits, histogram = (torch.from_numpy(np.sum([s[i] for s in sums], axis=0))[back] for i in range(3))
+    return nll, hits, histogram, torch.from_numpy(left)
+
+
+def _arguments(leg: Leg, coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[object, ...]:
+    dtype, (classes, units) = heads[0].dtype, heads[0].shape
+    c = coefficients.detach().double().cpu()[leg.order]
+    k, more = c.shape[1], -classes % _LANES
+    products = [c[:, i] * c[:, j] for i in range(k) for j in range(i, k)]
+    rows = -len(c) % _LANES
+    powers = pad(torch.stack(products, 1), (0, 0, 0, rows)).to(dtype).numpy()
+    bias = pad((c @ torch.stack(list(biases)).double()), (0, more, 0, rows)).to(dtype).numpy().reshape(-1)
+    lanes = [pad(head.T, (0, more)).reshape(units, -1, _LANES) for head in heads]  # (n, groups, 16)
+    every = torch.stack(lanes, 2).numpy().reshape(-1)  # (n, groups, k, 16), flat
+    kind = powers.dtype.type
+    tau = leg.tau.numpy()
+    width = max(tau[-1] - tau[0], 1e-30)
+    even = np.abs(np.diff(tau) * (len(tau) - 1) / width - 1).max(initial=0) < 1e-6
+    cells = max(1, (len(tau) - 1) * (1 if even else 4))
+    edges = tau[0] + width / cells * np.arange(cells + 1)
+    slack = width / cells * 1e-6
+    first = np.searchsorted(tau, edges[:-1] + slack, "right").astype(np.int32)
+    last = np.searchsorted(tau, edges[1:] - slack, "left").astype(np.int32)
+    grid = tau.astype(kind), first, np.maximum(first, last), leg.curve.to(dtype).numpy(), kind(cells / width)
+    return every, powers, bias, classes, grid
+
+
+def _compiled(k: int) -> object:
+    """Import numba when it is needed, and let it keep what it compiles where it may write."""
+    if "NUMBA_CACHE_DIR" not in os.environ and not os.access(Path(__file__).parent, os.W_OK):
+        os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"lossland-numba-{os.getuid()}")
+    from lossland.kernels import _cpu
+
+    return {2: _cpu.sweep_two, 3: _cpu.sweep_three}[k]
