@@ -50,6 +50,12 @@ def test_the_ends_are_named_in_their_order():
     assert is_connector(net(), families.simplex([a, b]), TASK, points=4).ends == ends
 
 
+def test_random_members_of_a_simplex_follow_the_seed():
+    family = families.simplex([good(seed) for seed in (1, 2, 3)])  # the worst network lies between them
+    found = [is_connector(net(), family, TASK, points=40, seed=seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_loss_that_the_images_cannot_tell_is_undecided():
     found = Connector(0.95, (0.5,), (0.96, 0.96), 0.91, 0.975, 61, 500)
     assert found.verdict == "undecided"

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 
+import torch
 from torch import nn
 
-from lossland.identity import described
+from lossland.identity import described, fingerprint
 
 MADE = """
 from torch import nn
@@ -61,3 +62,32 @@ def test_every_process_says_the_same():
 
 def test_modules_of_torch_and_of_this_package_are_told_by_their_description():
     assert described(nn.Linear(3, 2)) == described(nn.Linear(3, 2)) != described(nn.Linear(3, 3))
+    # Same shapes, another description; same description, other shapes.
+    assert described(nn.Sequential(nn.ReLU())) != described(nn.Sequential(nn.Tanh()))
+
+    class Token(nn.Module):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(shape))
+
+    assert repr(Token(2, 3)) == repr(Token(3, 2)) and described(Token(2, 3)) != described(Token(3, 2))
+
+
+def test_buffers_that_stay_count_and_batch_norm_statistics_do_not():
+    def scaled(factor: float) -> nn.Module:
+        net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        net.register_buffer("factor", torch.tensor(factor))
+        return net
+
+    net, seen = scaled(1.0), scaled(1.0)
+    seen(torch.randn(5, 3, generator=torch.Generator().manual_seed(1)))
+    assert described(net) == described(seen) != described(scaled(2.0))
+
+
+def test_fingerprints_tell_names_shapes_and_numbers_in_a_type_apart():
+    weights = {"w": torch.arange(6.0).reshape(2, 3)}
+    others = [{"v": weights["w"]}, {"w": weights["w"].T.contiguous().reshape(3, 2)}, {"w": weights["w"].reshape(3, 2)},
+              {"w": weights["w"] + 1e-6}]
+    found = [fingerprint(each, torch.float32) for each in (weights, *others)]
+    assert len(set(found)) == len(found) and {len(one) for one in found} == {16}
+    assert fingerprint({"w": weights["w"].double()}, torch.float32) == found[0]
