@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from lossland.devices import pick_device
 from lossland.errors import choose, did_you_mean
+from lossland.image_files import LazyImages
 from lossland.splits import Split, described
 from lossland.tasks import Task
 
@@ -78,11 +79,12 @@ _KINDS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "jpeg": _jpeg}
 
 
-def corrupt(images: Tensor, kind: str, severity: int, *, scale: float = 255.0, seed: int = 0) -> Tensor:
+def corrupt(images: Tensor | LazyImages, kind: str, severity: int, *, scale: float = 255.0, seed: int = 0) -> Tensor:
     """Return corrupted copies of images, uint8 again.
 
     Args:
-        images: (n, C, H, W) uint8 pixels; one or three channels for "jpeg".
+        images: (n, C, H, W) uint8 pixels; one or three channels for "jpeg". Images that are read from files are read
+            block by block; the copies are held in memory.
         kind: "noise" (Gaussian), "blur" (Gaussian), "contrast", "brightness", "pixelate" or "jpeg"; see `STRENGTHS`.
         severity: 1 to 5.
         scale: the largest value of a pixel: 255, or 16 for scikit-learn's digits (`Task.scale`).
@@ -104,15 +106,16 @@ def corrupt(images: Tensor, kind: str, severity: int, *, scale: float = 255.0, s
     choose("severity", severity, SEVERITIES)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images must be uint8 (n, C, H, W), got {described(images)}")
-    if images.numel() and int(images.max()) > scale:
-        raise ValueError("scale must be the largest value of a pixel, "
-                         f"got {scale:g} for a pixel of {int(images.max())}")
     if kind == "jpeg" and images.shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels for kind 'jpeg', got {images.shape[1]}")
-    generator = torch.Generator().manual_seed(seed)
-    parts = [_KINDS[kind](part.float() / scale, STRENGTHS[kind][severity - 1], generator)
-             for part in images.split(1000)]
-    return (torch.cat([part.clamp(0, 1) for part in parts]) * scale).round().to(torch.uint8)
+    generator, done = torch.Generator().manual_seed(seed), []
+    for part in images.split(1000):
+        if part.numel() and int(part.max()) > scale:
+            raise ValueError(f"scale must be the largest value of a pixel, got {scale:g} for a pixel of "
+                             f"{int(part.max())}")
+        damaged = _KINDS[kind](part.float() / scale, STRENGTHS[kind][severity - 1], generator)
+        done.append((damaged.clamp(0, 1) * scale).round().to(torch.uint8))  # floating point for one block at a time
+    return torch.cat(done)
 
 
 def corrupted(task: Task, kind: str, severity: int, *, seed: int = 0) -> Task:

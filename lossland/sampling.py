@@ -86,6 +86,11 @@ def draw_crops(n: int, generator: torch.Generator) -> Tensor:
     return torch.cat([flip, torch.randint(2 * PADDING + 1, (2, n), generator=generator)])
 
 
+def draw_seeds(n: int, generator: torch.Generator) -> Tensor:
+    """Return (n,) int64 seeds, one for the random part of each image (`image_files.resized_crops`)."""
+    return torch.randint(2**62, (n,), generator=generator)
+
+
 def flip_crop(images: Tensor, crops: Tensor) -> Tensor:
     """Return mirrored and shifted images: the papers' CIFAR augmentation, each image with its own draw.
 

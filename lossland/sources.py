@@ -68,8 +68,9 @@ def read(name: str | Path, data_dir: str | Path | None = None, allow_download: b
     if str(name).endswith(".npz"):
         return _npz(Path(name).expanduser(), folder)
     if name not in TASKS:
-        raise ValueError(f"name must be one of {', '.join(map(repr, TASKS))}, the path of an .npz file, or a folder "
-                         f"with train.txt, valid.txt and test.txt; got {str(name)!r}{did_you_mean(name, TASKS)}")
+        raise ValueError(f"name must be one of {', '.join(map(repr, TASKS))}, the path of an .npz file, a folder with "
+                         "train.txt, valid.txt and test.txt, or a folder of images with train and val; "
+                         f"got {str(name)!r}{did_you_mean(name, TASKS)}")
     return _digits() if name == "digits" else _torchvision(str(name), folder, allow_download)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lossland.image_files import LazyImages, rows
 from lossland.sampling import first_of_every_class, held_out
 
 
@@ -17,11 +18,12 @@ class Split:
     """Images and labels of one split, on one device; for a text, windows of words and the words that follow them.
 
     Attributes:
-        images: (n, C, H, W) uint8 pixels as they came, or (n, L) int64 words, as numbers of the vocabulary.
+        images: (n, C, H, W) uint8 pixels as they came, or (n, L) int64 words, as numbers of the vocabulary. Images that
+            do not fit in memory are `LazyImages`: files, which are read when they are indexed or split.
         labels: (n,) int64 classes of the images, or (n, L) int64 words: labels[i, j] follows images[i, j].
     """
 
-    images: Tensor
+    images: Tensor | LazyImages
     labels: Tensor
 
     def __post_init__(self) -> None:
@@ -41,7 +43,8 @@ class Split:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Split({len(self)} {self.kind}, {' x '.join(map(str, self.images.shape[1:]))}, on {self.images.device})"
+        size, where = " x ".join(map(str, self.images.shape[1:])), "read from files, " if self.is_lazy else ""
+        return f"Split({len(self)} {self.kind}, {size}, {where}on {self.images.device})"
 
     def first(self, n: int, name: str) -> Split:
         """Return the first n images, the classes as even as they can be, in their order; of a text the first n windows.
@@ -56,7 +59,7 @@ class Split:
         if not 1 <= n <= len(self):
             raise ValueError(f"{name} must be a number of {self.kind} in 1..{len(self)}, got {n}")
         chosen = torch.arange(n, device=self.labels.device) if self.is_text else first_of_every_class(self.labels, n)
-        return Split(self.images[chosen], self.labels[chosen])
+        return self.rows(chosen)
 
     def parted(self, share: int | float, seed: int) -> tuple[Split, Split]:
         """Return the split without a part of it, and that part: a number of images or a fraction, drawn by a seed.
@@ -67,7 +70,15 @@ class Split:
         order, rest = (torch.from_numpy(part).to(self.labels.device) for part in held_out(len(self), share, seed))
         if not len(rest):
             raise ValueError(f"validation must be a number of {self.kind} >= 1 or a fraction > 0, got {share!r}")
-        return Split(self.images[order], self.labels[order]), Split(self.images[rest], self.labels[rest])
+        return self.rows(order), self.rows(rest)
+
+    def rows(self, index: Tensor) -> Split:
+        """Return some of the inputs with their labels."""
+        return Split(rows(self.images, index), self.labels[index])
+
+    def to(self, device: torch.device) -> Split:
+        """Return the split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
 
     def check(self, name: str, shape: tuple[int, ...], classes: int) -> None:
         """Raise unless the inputs have a shape and the labels, of a text the words too, are below `classes`.
@@ -89,17 +100,26 @@ class Split:
         return self.images.ndim == 2
 
     @property
+    def is_lazy(self) -> bool:
+        """Return whether the images are read from their files batch by batch."""
+        return isinstance(self.images, LazyImages)
+
+    @property
     def kind(self) -> str:
         """Return what it holds, for messages: "images" or "windows"."""
         return "windows" if self.is_text else "images"
 
 
 def fingerprint(facts: tuple[object, ...], parts: Iterable[tuple[str, Split]]) -> str:
-    """Return 16 hexadecimal digits of the sha256 of facts and named splits, the same on every device."""
+    """Return 16 hexadecimal digits of the sha256 of facts and named splits, the same on every device.
+
+    Images that are read from files are told by the names and sizes of the files.
+    """
     digest = hashlib.sha256(repr(facts).encode())
     for name, part in parts:
         digest.update(repr((name, tuple(part.images.shape))).encode())
-        digest.update(part.images.cpu().contiguous().numpy())
+        images = part.images
+        digest.update(images.fingerprint() if isinstance(images, LazyImages) else images.cpu().contiguous().numpy())
         digest.update(part.labels.cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
 

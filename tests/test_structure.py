@@ -18,6 +18,7 @@ PACKAGE = ROOT / "lossland"
 
 LEVELS = [
     ["errors", "files", "devices", "sampling", "products"],
+    ["image_files"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
     ["layers", "tasks", "paths", "metrics", "recording", "checkpoints", "batchnorm"],

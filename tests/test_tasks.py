@@ -372,14 +372,14 @@ def test_single_array_under_the_name_of_an_npz_is_refused(tmp_path: Path) -> Non
 # names, options, devices
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of 'digits', 'mnist', .*, the path of an .npz file, or a "
-                                         r"folder with train.txt, .*; got 'cifar-10' \(did you mean 'cifar10'\?\)"):
+    with pytest.raises(ValueError, match=r"name must be one of 'digits', 'mnist', .*, the path of an .npz file, a "
+                                         r"folder with train.txt, .*, or a folder of images .*; got 'cifar-10' \(did you mean 'cifar10'\?\)"):
         load_task("cifar-10")
     assert TASKS == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "pydoc")
 
 
 def test_unknown_options_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"augment must be one of 'auto', 'none', 'flip-crop'; got 'flip'"):
+    with pytest.raises(ValueError, match=r"augment must be one of 'auto', 'none', 'flip-crop', 'resized-crop'; got 'flip'"):
         load_task(augment="flip")
     with pytest.raises(ValueError, match=r"normalise must be one of 'auto', 'unit', 'channels'; got 'channel'"):
         load_task(normalise="channel")
@@ -440,7 +440,7 @@ def test_cifar_gets_the_papers_augmentation_and_the_usual_constants(monkeypatch:
     ({"classes": 3}, r"train labels must be in 0..2, got 3"),
     ({"mean": (0.5,)}, r"mean and std must have one value per channel \(3\)"),
     ({"std": (0.1, 0.0, 0.1)}, "std and scale must be > 0"),
-    ({"augment": "crop"}, "augment must be one of 'none', 'flip-crop'; got 'crop'"),
+    ({"augment": "crop"}, "augment must be one of 'none', 'flip-crop', 'resized-crop'; got 'crop'"),
     ({"test": Split(torch.zeros(1, 3, 5, 6).byte(), torch.tensor([0]))}, "test images must have the shape"),
     ({"test": Split(torch.zeros(1, 3, 6, 6).byte(), torch.tensor([-1]))}, "test labels .* got -1"),
 ])

@@ -1,31 +1,28 @@
-"""Data sets that live on the device: images, normalised, shuffled and augmented there batch by batch; words."""
+"""The task: images normalised, shuffled and augmented batch by batch where they live; words of a text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lossland.devices import pick_device
 from lossland.errors import choose
-from lossland.sampling import draw_crops, flip_crop, held_out, redrawn
-from lossland.sources import TASKS, data_folder, normalisation, read
+from lossland.image_files import read_ahead, resized_crops
+from lossland.sampling import draw_crops, draw_seeds, flip_crop
 from lossland.splits import Split, described, fingerprint
-from lossland.texts import Text, read_text
-
-__all__ = ["TASKS", "Split", "Task", "load_task", "pick_device"]
 
 SPLITS = ("train", "test", "validation")
-AUGMENTATIONS = ("none", "flip-crop")
-NORMALISATIONS = ("auto", "unit", "channels")
+AUGMENTATIONS = ("none", "flip-crop", "resized-crop")
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task: resident images and how they are normalised and augmented; or words of a text.
+    """A classification task: images and how they are normalised and augmented; or words of a text.
+
+    Images are resident on the device, or, where they do not fit in memory, stay in their files until a batch asks for
+    them (`Split.is_lazy`); both give the same batches.
 
     A text is a classification task with as many classes as words: a network sees windows (b, L) of words and gives
     logits (b, C, L) for the words that follow.
@@ -36,9 +33,11 @@ class Task:
         classes: Labels are 0..classes - 1.
         scale: Pixels are divided by this first.
         mean, std: Per channel, after scaling: a network sees (pixel / scale - mean) / std.
-        augment: "none" or "flip-crop" (`flip_crop`), for training batches that ask for it.
+        augment: "none", "flip-crop" (`flip_crop`) or "resized-crop" (`image_files.resized_crops`: of the whole file
+            where images are read from files), for training batches that ask for it.
         note: One sentence about the data, for tables.
         words: Of a text: the vocabulary; word i of images and labels is words[i]. Scale, mean and std are 1, () and ().
+        class_names: Of a folder of images: the classes' names, in the order of the labels; else none.
         fingerprint: 16 hexadecimal digits of the sha256 of the splits, the normalisation and the augmentation: the same
             data have the same fingerprint on every device and under every name. Left empty, it is computed.
     """
@@ -55,6 +54,7 @@ class Task:
     note: str = ""
     fingerprint: str = field(default="")
     words: tuple[str, ...] = field(default=(), repr=False)
+    class_names: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         choose("augment", self.augment, AUGMENTATIONS)
@@ -62,6 +62,8 @@ class Task:
         if not len(self.mean) == len(self.std) == channels or min(self.std, default=1) <= 0 or self.scale <= 0:
             raise ValueError(f"mean and std must have one value per channel ({channels}), std and scale "
                              f"must be > 0, got mean {self.mean}, std {self.std}, scale {self.scale}")
+        if self.augment == "resized-crop" and (channels != 3 or self.input_shape[1] != self.input_shape[2]):
+            raise ValueError(f"augment='resized-crop' needs square images of 3 channels, got {self.input_shape}")
         if self.is_text and (self.augment != "none" or len(self.words) != self.classes):
             raise ValueError(f"a text must have augment 'none' and {self.classes} words, one per class, "
                              f"got {self.augment!r} and {len(self.words)} words")
@@ -105,9 +107,13 @@ class Task:
             (n, C, H, W) (pixel / scale - mean) / std, on the device of ``images``; words as they came.
 
         Raises:
-            TypeError: Neither uint8 nor floating point; words that are not int64.
+            TypeError: Neither uint8 nor floating point; words that are not int64; all the images of a split that stay
+                in their files: pass some of them, ``images[:1000]``.
             ValueError: Another shape, or NaN or infinite pixels.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor, got {images!r}: take some of them, such as images[:1000], or "
+                            "task.batches(split, batch_size=...), which are prepared")
         if images.ndim != len(self.input_shape) + 1 or tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(f"images must be (n, {', '.join(map(str, self.input_shape))}), got {described(images)}")
         if self.is_text:
@@ -148,13 +154,15 @@ class Task:
             raise ValueError("generator must be given for augment=True, got None")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
-        device, order, crops = part.labels.device, None, None
+        device, order, draws = part.labels.device, None, None
         if generator is not None:
             order = torch.randperm(len(part), generator=generator).to(device)
         if augment and self.augment == "flip-crop":
-            crops = draw_crops(len(part), generator).to(device)
+            draws = draw_crops(len(part), generator).to(device)
+        elif augment and self.augment == "resized-crop":
+            draws = draw_seeds(len(part), generator)
         return self._iterate(part, [slice(i, min(i + batch_size, stop)) for i in range(0, stop, batch_size)],
-                             order, crops, dtype)
+                             order, draws, dtype)
 
     def to(self, device: str | torch.device) -> "Task":
         """Return the task with its images on another device; the fingerprint stays.
@@ -163,7 +171,7 @@ class Task:
             ValueError: A device that is not there.
         """
         place = pick_device(device)
-        moved = {name: Split(part.images.to(place), part.labels.to(place)) for name, part in self._parts()}
+        moved = {name: part.to(place) for name, part in self._parts()}
         return replace(self, **moved)
 
     def subset(self, train: int | None = None, test: int | None = None) -> "Task":
@@ -211,86 +219,16 @@ class Task:
     def _parts(self) -> list[tuple[str, Split]]:
         return [(name, getattr(self, name)) for name in SPLITS if getattr(self, name) is not None]
 
-    def _iterate(self, part: Split, windows: list[slice], order: Tensor | None, crops: Tensor | None,
+    def _iterate(self, part: Split, windows: list[slice], order: Tensor | None, draws: Tensor | None,
                  dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-        for window in windows:
+        def read(window: slice) -> Tensor:
             pick = window if order is None else order[window]
-            images = part.images[pick]
-            if crops is not None:
-                images = flip_crop(images, crops[:, window])
-            yield self.prepare(images, dtype), part.labels[pick]
+            if draws is None:
+                return part.images[pick]
+            if self.augment == "resized-crop":
+                return resized_crops(part.images, pick, draws[window])
+            return flip_crop(part.images[pick], draws[:, window])
 
-
-def load_task(name: str | Path = "digits", *, data_dir: str | Path | None = None, device: str | torch.device = "auto",
-              validation: int | float = 0, label_noise: float = 0.0, seed: int = 0, allow_download: bool = False,
-              augment: str = "auto", normalise: str = "auto", vocabulary: int | None = None,
-              window: int | None = None) -> Task:
-    """Return a data set on the device, checked.
-
-    Args:
-        name: One of `TASKS`, or the path of an ``.npz`` file with ``x_train``, ``y_train``, ``x_test``, ``y_test``:
-            uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W) with 1 or 3 channels, and integer labels. "pydoc" is
-            the text of Python's own documentation; a text of your own is the path of a folder with ``train.txt``,
-            ``valid.txt`` and ``test.txt``. Texts bring a validation split, and none of the options of images.
-        data_dir: Folder of the torchvision data sets, and of an ``.npz`` that is not found as given. None: the
-            environment variable ``LOSSLAND_DATA``, else ``data`` in the cache folder.
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
-        validation: Size of a validation split, taken off the training split: a number of images, or a fraction
-            between 0 and 1. It is the end of a permutation that ``seed`` draws; its labels get no noise.
-        label_noise: Fraction of the training labels that is redrawn uniformly over the classes (possibly the true one).
-            The same seed redraws the same labels; a smaller fraction redraws some of them.
-        seed: For the validation split and the label noise.
-        allow_download: Let torchvision download what is missing.
-        augment: "none", "flip-crop", or "auto": flip-crop for cifar10 and cifar100.
-        normalise: "unit" (pixels in [0, 1]), "channels" (mean 0 and deviation 1 per channel of the training split), or
-            "auto": the usual constants for cifar10 and cifar100, "channels" for an ``.npz`` in colour, "unit" else.
-        vocabulary: Of a text: the largest number of words, <unk> and <eos> included; None: 10,000.
-        window: Of a text: words per window; None: 35.
-
-    Raises:
-        ValueError: An unknown name or option, a device that is not there, a file that is damaged or lacks an array,
-            arrays of wrong type or shape, labels outside the classes, sizes that do not fit, a text without words or
-            with fewer than a window, options of images for a text and the other way round.
-        FileNotFoundError: The data are not where they were looked for, or a folder lacks one of its files.
-
-    Source: label noise as in W21 Fig. 8 (a fixed fraction, the same draw for all methods).
-
-    Example:
-        >>> task = load_task("digits", device="cpu", validation=0.1)
-        >>> len(task.train), len(task.validation), len(task.test), task.input_shape
-        (1167, 130, 500, (1, 8, 8))
-    """
-    place = pick_device(device)
-    choose("augment", augment, ("auto", *AUGMENTATIONS))
-    choose("normalise", normalise, NORMALISATIONS)
-    if not 0 <= label_noise <= 1:
-        raise ValueError(f"label_noise must be a fraction in [0, 1], got {label_noise!r}")
-    images_only = {"validation": validation, "label_noise": label_noise, "augment": augment != "none" and augment,
-                   "normalise": normalise}
-    if (name not in TASKS or name == "pydoc") and (text := read_text(name, data_folder(data_dir), vocabulary, window)):
-        return _text_task(text, place, images_only)
-    source = read(name, data_dir, allow_download)  # refuses a name that is unknown before it speaks of options
-    if vocabulary is not None or window is not None:
-        raise ValueError(f"vocabulary and window are for texts, got {vocabulary} and {window} for {str(name)!r}")
-    images, labels = source.train
-    order, rest = held_out(len(labels), validation, seed)
-    noisy = redrawn(labels[order], label_noise, source.classes, seed)
-    mean, std = normalisation(source, images[order], normalise)
-    note = f"{source.note}; {label_noise:.0%} of the training labels redrawn" if label_noise else source.note
-    return Task(source.name, _resident(images[order], noisy, place), _resident(*source.test, place),
-                _resident(images[rest], labels[rest], place) if len(rest) else None, source.classes, source.scale,
-                mean, std, source.augment if augment == "auto" else augment, note)
-
-
-def _text_task(text: Text, device: torch.device, images_only: dict[str, object]) -> Task:
-    given = [f"{option}={value!r}" for option, value in images_only.items() if value not in (0, "auto")]
-    if given:
-        raise ValueError(f"{text.name!r} is a text: its labels are its next words, it has its own validation split; "
-                         f"options of images must be left out, got {', '.join(given)}")
-    parts = {split: _resident(*pair, device) for split, pair in text.splits.items()}
-    return Task(text.name, **parts, classes=len(text.words), scale=1.0, mean=(), std=(), note=text.note,
-                words=text.words)
-
-
-def _resident(images: np.ndarray, labels: np.ndarray, device: torch.device) -> Split:
-    return Split(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (images, labels)))
+        batches = read_ahead(read, windows) if part.is_lazy else map(read, windows)
+        for window, images in zip(windows, batches, strict=True):
+            yield self.prepare(images, dtype), part.labels[window if order is None else order[window]]
