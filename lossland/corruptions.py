@@ -1,4 +1,4 @@
-"""Corrupted images: six kinds of damage with five severities, or a folder in the layout of CIFAR-10-C."""
+"""Corrupted images: six kinds of damage with five severities, or a folder like CIFAR-10-C or ImageNet-C."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from lossland.devices import pick_device
 from lossland.errors import choose, did_you_mean
-from lossland.image_files import LazyImages
+from lossland.image_files import LazyImages, Listing, listed
 from lossland.splits import Split, described
 from lossland.tasks import Task
 
@@ -138,39 +137,91 @@ def corrupted(task: Task, kind: str, severity: int, *, seed: int = 0) -> Task:
 
 
 def load_corrupted(task: Task, folder: str | Path, kind: str, severity: int) -> Task:
-    """Return the task with the test images of a folder in the layout of CIFAR-10-C.
+    """Return the task with the test images of a folder in the layout of CIFAR-10-C, or of ImageNet-C.
 
     Args:
-        task: the clean data; its test split says how many images belong to a severity, and how large they are.
-        folder: with a file ``<kind>.npy`` for each kind, uint8 (5 n, H, W, C), severity after severity, and
-            ``labels.npy`` (5 n,).
-        kind: name of a file, such as "gaussian_noise".
+        task: the clean data; its test split says which images belong to a severity, and how large they are.
+        folder: CIFAR-10-C's has a file ``<kind>.npy`` for each kind, uint8 (5 n, H, W, C), severity after severity, and
+            ``labels.npy`` (5 n,). ImageNet-C's and Tiny-ImageNet-C's has image files
+            ``<kind>/<severity>/<class>/<file>`` for a task of a folder of images. They are held in memory or read batch
+            by batch as the clean ones are.
+        kind: name of a file or folder, such as "gaussian_noise".
         severity: 1 to 5.
 
     Raises:
-        FileNotFoundError: the folder, or one of the two files, is not there; with the kinds that are.
-        ValueError: arrays of another type or shape, labels that are not those of the test split, another severity.
+        FileNotFoundError: the folder, the kind, the labels, a class or an image is not there, naming it; with the kinds
+            that are.
+        ValueError: arrays of another type or shape, labels that are not those of the test split, another severity, a
+            class that the task lacks, or with more or fewer images than the clean one.
 
-    Source: W21 section 4.4; the layout is that of Hendrycks & Dietterich 2019.
+    Source: W21 section 4.4 and Appendix G; the layouts are those of Hendrycks & Dietterich 2019.
     """
     choose("severity", severity, SEVERITIES)
-    place, n = Path(folder).expanduser(), len(task.test)
-    files = {name: place / f"{name}.npy" for name in (kind, "labels")}
+    place = Path(folder).expanduser()
+    note = f"{task.note}; test images from {place.name}, {kind} of severity {severity}"
+    found = _from_files(task, place, kind, severity) if (place / kind).is_dir() else _from_arrays(task, place, kind,
+                                                                                                  severity)
+    return replace(task, test=Split(found.to(task.test.images.device), task.test.labels), note=note, fingerprint="")
+
+
+def _from_arrays(task: Task, place: Path, kind: str, severity: int) -> Tensor:
+    """Return the images (n, C, H, W) of one severity in a file of CIFAR-10-C's."""
+    n, files = len(task.test), {name: place / f"{name}.npy" for name in (kind, "labels")}
     kinds = sorted(file.stem for file in place.glob("*.npy") if file.stem != "labels")
+    folders = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
     for name, file in files.items():
         if not file.is_file():
-            there = f"; there are {', '.join(kinds)}{did_you_mean(name, kinds)}" if kinds else ""
-            raise FileNotFoundError(f"{file.name} is not in {place}{there}")
+            there = kinds or folders
+            listed = f"; there are {', '.join(there)}{did_you_mean(name, there)}" if there else ""
+            raise FileNotFoundError(f"{file.name if kinds or not folders else name} is not in {place}{listed}")
     images, labels = (np.load(files[name], mmap_mode="r", allow_pickle=False) for name in (kind, "labels"))
     channels, *sides = task.input_shape
     if images.dtype != np.uint8 or images.shape != (5 * n, *sides, channels) or labels.shape != (5 * n,):
         raise ValueError(f"{files[kind].name} must be uint8 {(5 * n, *sides, channels)} with {5 * n} labels, for "
                          f"{n} test images at 5 severities; got {images.dtype} {images.shape} and {labels.shape}")
     rows = slice((severity - 1) * n, severity * n)
-    found = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images[rows], -1, 1)))
-    classes = torch.from_numpy(labels[rows].astype(np.int64))
-    if not classes.equal(task.test.labels.cpu()):
+    if not torch.from_numpy(labels[rows].astype(np.int64)).equal(task.test.labels.cpu()):
         raise ValueError(f"labels.npy must hold the labels of {task.name}'s test images in their order, got others")
-    device = pick_device(str(task.test.images.device))
-    note = f"{task.note}; test images from {place.name}, {kind} of severity {severity}"
-    return replace(task, test=Split(found.to(device), task.test.labels), note=note, fingerprint="")
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images[rows], -1, 1)))
+
+
+def _from_files(task: Task, place: Path, kind: str, severity: int) -> Tensor | LazyImages:
+    """Return the images of one severity in a folder of ImageNet-C's, in the order of the clean ones."""
+    if not task.class_names:
+        raise ValueError(f"task must come from a folder of images, whose classes have names, to be tested on those in "
+                         f"{place.name}; got {task.name!r}")
+    folder = place / kind / str(severity)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{kind}/{severity} is not in {place}")
+    part, clean = listed(folder, task.class_names), task.test
+    index = _as_clean(part, clean, task.class_names)
+    names = tuple(f"{kind}/{severity}/{name}" for name in part.names)
+    files = LazyImages(place, names, part.sizes, task.input_shape[1], clean.images.device).rows(index)
+    return files if clean.is_lazy else files[:]
+
+
+def _as_clean(part: Listing, clean: Split, classes: tuple[str, ...]) -> Tensor:
+    """Return which files stand for the clean images: those of their names, or, where none has, as many of each class.
+
+    ImageNet-C's files have the names of ImageNet's, Tiny-ImageNet-C's have names of their own.
+    """
+    labels = clean.labels.cpu()
+    if isinstance(clean.images, LazyImages):
+        pairs = zip(part.labels.tolist(), part.names, strict=True)
+        there = {(label, Path(name).stem): i for i, (label, name) in enumerate(pairs)}
+        wanted = [(label, Path(name).stem) for label, name in zip(labels.tolist(), clean.images.names, strict=True)]
+        missing = [(label, stem) for label, stem in wanted if (label, stem) not in there]
+        if 0 < len(missing) < len(wanted):
+            label, stem = missing[0]
+            raise FileNotFoundError(f"{part.folder} must have every clean test image, got {len(missing)} of "
+                                    f"{len(wanted)} missing, first {classes[label]}/{stem}")
+        if not missing:
+            return torch.tensor([there[key] for key in wanted])
+    counts, wanted_counts = (torch.bincount(each, minlength=len(classes)) for each in
+                             (torch.from_numpy(part.labels), labels))
+    if len(wrong := (counts != wanted_counts).nonzero()):
+        label = int(wrong[0])
+        kind = ValueError if counts[label] > wanted_counts[label] else FileNotFoundError
+        raise kind(f"{part.folder / classes[label]} must have {int(wanted_counts[label])} images, as many as the clean "
+                   f"test split has of this class, got {int(counts[label])}")
+    return labels.argsort(stable=True).argsort()  # the files lie class after class

@@ -317,3 +317,73 @@ def test_options_that_do_not_belong_are_refused(small):
     with pytest.raises(TypeError, match=r"images must be a tensor, got LazyImages\(21 files in train, 8 x 8, to cpu\)"):
         late.prepare(late.train.images)
     assert isinstance(late.train.images, LazyImages) and replace(late, fingerprint="").fingerprint == late.fingerprint
+
+
+@pytest.fixture
+def damaged(small) -> Path:
+    """ImageNet-C's layout for the clean images of `small`."""
+    place = small.parent / "small-c"
+    for severity in (1, 2):
+        for number, clean in enumerate(sorted((small / "val").glob("*/*.png"))):
+            file = place / "fog" / str(severity) / clean.parent.name / clean.name
+            write(file.with_suffix(".JPEG"), 1000 * severity + number, 8, 8)
+    return place
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_imagenet_cs_layout_takes_the_place_of_the_test_images(small, damaged, resident):
+    task = loaded(small, resident)
+    found = load_corrupted(task, damaged, "fog", 2)
+    expected = [np.asarray(Image.open(damaged / "fog" / "2" / name / f"val_{i}.JPEG")) for name in CLASSES
+                for i in range(4)]
+    assert np.array_equal(found.test.images[:], np.stack(expected).transpose(0, 3, 1, 2))
+    assert found.test.is_lazy == (not resident) and found.test.labels.equal(task.test.labels)
+    assert found.train is task.train and "fog of severity 2" in found.note
+    assert len({found.fingerprint, task.fingerprint, load_corrupted(task, damaged, "fog", 1).fingerprint}) == 3
+
+
+def test_files_of_a_subset_are_found_by_their_names(small, damaged):
+    task = loaded(small, False).subset(test=5)
+    found = load_corrupted(task, damaged, "fog", 1).test
+    assert [Path(name).stem for name in found.images.names] == [Path(name).stem for name in task.test.images.names]
+    assert [Path(name).parent.name for name in found.images.names] == ["ant", "ant", "bee", "bee", "cat"]
+
+
+def test_files_with_names_of_their_own_are_taken_class_by_class(tmp_path):
+    place, task = tmp_path / "tiny-c", loaded(tiny(tmp_path / "tiny"), False)  # classes 0, 0, 1, 2
+    for number, (name, file) in enumerate([("ant", "t_7"), ("ant", "t_3"), ("bee", "t_0"), ("cat", "t_1")]):
+        write(place / "fog" / "1" / name / f"{file}.JPEG", 300 + number, 8, 8)
+    names = load_corrupted(task, place, "fog", 1).test.images.names
+    assert [Path(name).stem for name in names] == ["t_3", "t_7", "t_0", "t_1"]
+
+
+def test_what_a_folder_of_corrupted_images_lacks_is_named(small, damaged):
+    late, held = loaded(small, False), loaded(small, True)
+    with pytest.raises(FileNotFoundError, match="frog is not in .*small-c; there are fog .did you mean 'fog'"):
+        load_corrupted(late, damaged, "frog", 1)
+    with pytest.raises(FileNotFoundError, match="fog/3 is not in"):
+        load_corrupted(late, damaged, "fog", 3)
+    with pytest.raises(ValueError, match="severity must be one of 1, 2, 3, 4, 5; got 6"):
+        load_corrupted(late, damaged, "fog", 6)
+    with pytest.raises(ValueError, match="task must come from a folder of images, whose classes have names, .* 'digits'"):
+        load_corrupted(load_task("digits", device="cpu"), damaged, "fog", 1)
+    file = damaged / "fog" / "1" / "bee" / "val_2.JPEG"
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="fog/1 must have every clean test image, got 1 of 12 missing, first "
+                                                "bee/val_2"):
+        load_corrupted(late, damaged, "fog", 1)
+    with pytest.raises(FileNotFoundError, match="fog/1/bee must have 4 images, .* got 3"):
+        load_corrupted(held, damaged, "fog", 1)
+    for rest in file.parent.iterdir():
+        rest.unlink()
+    file.parent.rmdir()
+    with pytest.raises(FileNotFoundError, match="got 4 of 12 missing, first bee/val_0"):
+        load_corrupted(late, damaged, "fog", 1)
+    with pytest.raises(FileNotFoundError, match="fog/1/bee must have 4 images, .* got 0"):
+        load_corrupted(held, damaged, "fog", 1)
+    write(damaged / "fog" / "2" / "cat" / "more.JPEG", 1, 8, 8)
+    with pytest.raises(ValueError, match="fog/2/cat must have 4 images, .* got 5"):
+        load_corrupted(held, damaged, "fog", 2)
+    write(damaged / "fog" / "2" / "dog" / "val_0.JPEG", 1, 8, 8)
+    with pytest.raises(ValueError, match="no class that the training images lack, got 'dog'"):
+        load_corrupted(held, damaged, "fog", 2)
