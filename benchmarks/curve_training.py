@@ -43,6 +43,7 @@ from lossland.weights import Weights, count, skeleton
 EPOCHS = 3  # per block; the first is not counted
 PROCESSES = 3  # whose growth is measured
 LOOPS = ("plain", "single", "curve")
+WIDEST = (1, 28, 28), 10  # image and classes of the network whose memory is measured: 24 million weights
 WIDE = {"mlp": {"width": 7550}}  # 6 million weights on 28 x 28 images
 CASES = {  # key of the result: (model, sizes, image, batches per epoch)
     "overhead": ("3conv3fc", {}, (3, 32, 32), 4),
@@ -125,26 +126,25 @@ def ratios(model: str, sizes: dict[str, int], shape: tuple[int, int, int], batch
 
 def growth(kind: str, device: str) -> float:
     """Return how many network sizes a process grows by while it trains; run it in a process of its own."""
-    net = build("mlp", (1, 28, 28), 10, width=30_000)
+    net = build("mlp", *WIDEST, width=30_000)
     a, b = starts(net, device)
-    family = point(a) if kind == "single" else bezier(a, b)
-    task = random_task(32, 10, (1, 28, 28), device)
     recipe = Recipe(epochs=2, lr=1e-3, batch_size=16, weight_decay=1e-4, decay_on="sampled")
-    size = 4 * count(a)
+    if kind == "plain":
+        return grown(lambda task: plain_seconds(net, a, task, recipe), count(a), device)
+    family = point(a) if kind == "single" else bezier(a, b)
+    return grown(lambda task: fit(net, family, task, recipe), count(a), device)
 
-    def train() -> None:
-        if kind == "plain":
-            plain_seconds(net, a, task, recipe)
-        else:
-            fit(net, family, task, recipe)
 
+def grown(train: Callable[[Task], object], weights: int, device: str) -> float:
+    """Return how many times the size of so many weights this process grows by while it trains on a few images."""
+    task = random_task(32, 10, WIDEST[0], device)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        train()
-        return (torch.cuda.max_memory_allocated() - before) / size
-    small = build("mlp", (1, 28, 28), 10, width=2)
-    fit(small, point(starts(small, device)[0]), task, recipe)  # what a first run loads
+        train(task)
+        return (torch.cuda.max_memory_allocated() - before) / (4 * weights)
+    small = build("mlp", *WIDEST, width=2)
+    fit(small, point(starts(small, device)[0]), task, Recipe(epochs=2, lr=1e-3, batch_size=16))  # what a first run loads
     before, seen, done = own_bytes(), [], threading.Event()
 
     def watch() -> None:
@@ -153,10 +153,10 @@ def growth(kind: str, device: str) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    train()
+    train(task)
     done.set()
     watcher.join()
-    return (max(seen) - before) / size
+    return (max(seen) - before) / (4 * weights)
 
 
 def own_bytes() -> int:

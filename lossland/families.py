@@ -151,8 +151,13 @@ class Family:
             count: how many.
             seed: of their positions.
 
+        Raises:
+            ValueError: for a count below 1.
+
         Source: W21 section 4.5: the sampling of training, without its strata.
         """
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"count must be a whole number >= 1, got {count!r}")
         generator = torch.Generator().manual_seed(seed)
         return self.members(torch.cat([self.draw(generator) for _ in range(count)]))
 

@@ -69,8 +69,8 @@ def fit_many(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Reci
         checkpoint: saved to after every epoch and continued from; only used when together.
 
     Raises:
-        ValueError: for unequal numbers of starts and seeds, none at all, or starts that do not match; together, for
-            networks with batch norm or dropout, or bfloat16.
+        ValueError: for unequal numbers of starts and seeds, none at all, or starts that do not match; a recipe of
+            subspaces (beta, layerwise, similarity); together, for networks with batch norm or dropout, or bfloat16.
         FloatingPointError: if a loss or weight becomes NaN or infinite, naming epoch and network.
     """
     if not starts or len(starts) != len(seeds):
@@ -79,6 +79,10 @@ def fit_many(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Reci
         check_match(starts[0], start, ("starts[0]", f"starts[{i}]"))
         check_finite(start, f"starts[{i}]")
     choose("way", way, WAYS)
+    if recipe.beta or recipe.layerwise or recipe.similarity:
+        asked = (f"beta={recipe.beta:g}" if recipe.beta else "layerwise=True" if recipe.layerwise
+                 else f"similarity={recipe.similarity:g}")
+        raise ValueError(f"{asked} is for subspaces, fit_many trains single networks: use lossland.subspaces.subspace")
     if way == "one by one" or (way == "auto" and not together(net, count(starts[0]))):
         return [fit(net, point(start), task, recipe, seed=seed, progress=progress).family.points[0]
                 for start, seed in zip(starts, seeds, strict=True)]
@@ -99,7 +103,7 @@ def _train(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Recipe
         points.copy_(saved[0]["points"])
         velocity.copy_(saved[0]["velocity"])
         epoch, history = saved[1]["epoch"], saved[1]["history"]
-    gradient = _gradient(net, like)
+    gradient = _gradient(net, like, recipe.smoothing)
     title = f"{len(starts)} networks"
     with tqdm(total=recipe.epochs, initial=epoch, desc=title, unit="epoch", disable=not progress) as bar:
         for epoch in range(epoch, recipe.epochs):
@@ -112,12 +116,14 @@ def _train(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Recipe
     return [{name: view.clone() for name, view in from_vector(row, like).items()} for row in points]
 
 
-def _gradient(net: nn.Module, like: Weights) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _gradient(net: nn.Module, like: Weights,
+              smoothing: float) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return (m, P) weights, (m, b, ...) images, (m, b) labels -> gradients (m, P) and losses (m,) [nats]."""
     bare = skeleton(net)  # evaluation mode is training mode without norms and dropout
 
     def loss(theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(functional_call(bare, from_vector(theta, like), (images,)), labels)
+        logits = functional_call(bare, from_vector(theta, like), (images,))
+        return cross_entropy(logits, labels, label_smoothing=smoothing)
 
     return vmap(grad_and_value(loss))
 

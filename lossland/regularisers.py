@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lossland.batchnorm import norm_parameters
 from lossland.layout import within
 
-_PIECE = 2**18  # numbers that are turned into float64 at a time
+_PIECE = 2**16  # numbers that are turned into float64 at a time
 
 
 @dataclass(frozen=True)
@@ -71,27 +71,19 @@ def _dot(a: Tensor, b: Tensor, weights: Sequence[slice]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
-def _pairwise(points: Sequence[Tensor]) -> Tensor:
-    """Return inner products and squared distances (2, k, k), float64, of k vectors (n,), a piece at a time."""
-    k = len(points)
-    total = torch.zeros(2, k, k, dtype=torch.float64, device=points[0].device)
-    for start in range(0, len(points[0]), _PIECE):
-        rows = torch.stack([point[start : start + _PIECE].double() for point in points])
-        total[0] += rows @ rows.T
-        for j, row in enumerate(rows):
-            total[1, j] += torch.stack([(row - other).square().sum() for other in rows])
-    return total.cpu()
-
-
 def _means(count: int, parts: Sequence[Sequence[Tensor]]) -> dict[str, float]:
-    """Return mean distance and mean cos^2 over the pairs of `count` vectors that come in parts."""
-    inner, squares = torch.zeros(2, count, count, dtype=torch.float64)
-    for rows in parts:
-        more, apart = _pairwise(rows)
-        inner, squares = inner + more, squares + apart
+    """Return mean distance and mean cos^2 over the pairs of `count` vectors that come in parts of any length."""
+    inner, offsets = torch.zeros(2, count, count, dtype=torch.float64)
+    for vectors in parts:
+        for start in range(0, len(vectors[0]), _PIECE):
+            rows = torch.stack([vector[start : start + _PIECE].double() for vector in vectors])
+            inner += (rows @ rows.T).cpu()
+            rows -= rows[0].clone()  # what two networks have in common is not to be subtracted from sums of squares
+            offsets += (rows @ rows.T).cpu()
     j, k = torch.triu_indices(count, count, 1)
-    sizes = inner.diagonal()[j] * inner.diagonal()[k]
-    return {"distance": float(squares[j, k].sqrt().mean()),
+    squares = offsets[j, j] + offsets[k, k] - 2 * offsets[j, k]
+    sizes = inner[j, j] * inner[k, k]
+    return {"distance": float(squares.clamp(min=0).sqrt().mean()),
             "cos2": float((inner[j, k].square() / sizes.clamp(min=torch.finfo(torch.float64).tiny)).mean())}
 
 

@@ -187,6 +187,9 @@ def _begin(net: nn.Module, run: Run, velocity: Sequence[Weights] | None) -> Stat
     if recipe.measure == "length" and family.path().length() <= 1e-6 * float(points[0].norm()):  # nothing but rounding
         raise ValueError("measure='length' needs a curve whose end points differ, got a length of 0")
     free = [i for i, movable in enumerate(family.free) if movable]
+    for i in free if recipe.beta else ():
+        if not any(bool(points[i, stretch].any()) for stretch in run.layout.weights):
+            raise ValueError(f"family.points[{i}] must not be zero with beta > 0: it has no angle to the others")
     state = State(points, free, torch.zeros_like(points[: len(free)]))
     if velocity is not None:
         if isinstance(velocity, dict) or len(velocity) != len(free):

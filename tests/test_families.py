@@ -76,3 +76,42 @@ def test_bends_are_whole_numbers():
 def test_bad_families_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_members_are_the_networks_at_their_positions_one_at_a_time():
+    line = families.line(A, B)
+    found = line.members([-0.05, 0.0, 0.5, 1.05])
+    assert iter(found) is found
+    for member, t in zip(found, (-0.05, 0.0, 0.5, 1.05), strict=True):
+        assert_close(member["w"], (1 - t) * A["w"] + t * B["w"])
+    bent = families.bezier(A, B).with_points([A, C, B])
+    for member, t in zip(bent.members(torch.tensor([0.3, 1.1])), (0.3, 1.1), strict=True):
+        assert_close(member["w"], (1 - t) ** 2 * A["w"] + 2 * t * (1 - t) * C["w"] + t**2 * B["w"], rtol=1e-6, atol=1e-6)
+    triangle = families.simplex([A, B, C])
+    first, second = triangle.members([[1, 0, 0], [0.2, 0.3, 0.5]])
+    assert_close(first, A, rtol=0, atol=0)
+    assert_close(second["w"], 0.2 * A["w"] + 0.3 * B["w"] + 0.5 * C["w"])
+
+
+def test_random_members_are_independent_and_follow_their_seed():
+    scale = families.line({"w": torch.zeros(1)}, {"w": torch.ones(1)})
+    first, again, other = ([float(m["w"]) for m in scale.random_members(2000, seed)] for seed in (1, 1, 2))
+    assert first == again != other
+    drawn = torch.tensor(first)
+    assert abs(float(drawn.mean()) - 1 / 2) < 0.02 and abs(float(drawn.var()) - 1 / 12) < 0.006
+    assert abs(float(torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]))[0, 1])) < 0.06  # no strata
+    assert len(list(families.simplex([A, B, C]).random_members(6, seed=3))) == 6
+
+
+@pytest.mark.parametrize("family, positions, message", [
+    (families.line(A, B), [[0.5, 0.5]], "positions must be t \\(T,\\) in a line, got shape \\(1, 2\\)"),
+    (families.line(A, B), [0.1, float("nan")], "positions must be finite"),
+    (families.simplex([A, B, C]), [0.5], "positions must be barycentric coordinates \\(T, 3\\) in a simplex, got shape \\(1,\\)"),
+    (families.simplex([A, B, C]), [[0.5, 0.5, 0.5]], "add up to 1, got rows that add up to \\[1.5\\]"),
+    (families.chain(A, B), [0.5, 1.5], "positions on a chain must lie in \\[0, 1\\]"),
+])
+def test_positions_that_a_family_does_not_have_are_refused(family, positions, message):
+    with pytest.raises(ValueError, match=message):
+        family.members(positions)
+    with pytest.raises(ValueError, match="count must be a whole number >= 1, got 0"):
+        family.random_members(0, 1)
