@@ -12,11 +12,12 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
@@ -24,9 +25,9 @@ from lossland.batchnorm import fresh_buffers, statistics
 from lossland.bases import bezier_basis
 from lossland.errors import choose
 from lossland.families import Family, bezier, line, point
-from lossland.models import initial_weights
 from lossland.recipes import network, recipe_for, trained
 from lossland.store import Store
+from lossland.subspaces import start
 from lossland.tasks import Task
 from lossland.training import Recipe
 from lossland.weights import Weights, skeleton
@@ -129,6 +130,16 @@ class Integral(nn.Module):
             return line(*points)
         return bezier(points[0], points[-1], bends=1, ends="free").with_points(points)
 
+    def weights(self, family: Family) -> Weights:
+        """Return the weights of this network that hold the control points of a family: the inverse of `family`.
+
+        Raises:
+            ValueError: for another number of control points.
+        """
+        if len(family.points) != len(self.points):
+            raise ValueError(f"family must have {len(self.points)} control points, got {len(family.points)}")
+        return {f"points.{i}.{name}": each[name] for i, each in enumerate(family.points) for name in each}
+
 
 def _without(bare: nn.Module, buffers: Iterable[str]) -> nn.Module:
     """Return the skeleton without some of its buffers: batch norms know nothing but the batch then."""
@@ -179,7 +190,7 @@ class _Integrand(nn.Module):
 
 
 def integral_subspace(task: Task, model: str, *, seed: int, kind: str = "line", epsilon: float = EPSILON,
-                      recipe: Recipe | None = None, store: Store | None = None, progress: bool = False,
+                      recipe: Recipe | None = None, store: Store | Path | str | None = None, progress: bool = False,
                       **sizes: Any) -> Family:
     """Return a trained Integral subspace: the line or curve P through the weights of g, read from the store.
 
@@ -188,11 +199,12 @@ def integral_subspace(task: Task, model: str, *, seed: int, kind: str = "line", 
     Args:
         task: data set; label noise comes with it (`load_task(..., label_noise=0.4)`).
         model: name of g (`models.MODELS`).
-        seed: decides initial weights, all control points independent, batch order, augmentation and every alpha.
+        seed: decides batch order, augmentation, every alpha, and the initial weights: those of `subspaces.start`, each
+            control point's own.
         kind, epsilon: as for `Integral`.
         recipe: how to train; None: `recipe_for(task)`. Of families (draws, beta, ...) it takes nothing: to the loop
             this is a single network.
-        store: where to look and keep; None: the default store.
+        store: a store or its folder; None: the default store.
         progress: show a line.
         **sizes: of g.
 
@@ -201,9 +213,11 @@ def integral_subspace(task: Task, model: str, *, seed: int, kind: str = "line", 
 
     Source: W21 Appendix C and Fig. 14 (MNIST, label noise).
     """
-    integral, recipe = Integral(network(task, model, **sizes), kind=kind, epsilon=epsilon), recipe or recipe_for(task)
-    device = task.train.images.device
-    start = initial_weights(integral, Generator().manual_seed(seed), device=device, dtype=recipe.dtype)
-    name = {"model": model, "sizes": sizes, "seed": seed, "integral": {"kind": kind, "epsilon": epsilon}}
-    family = trained(point(start), integral, task, recipe, name=name, seed=seed, store=store, progress=progress)
+    net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
+    integral = Integral(net, kind=kind, epsilon=epsilon)
+    drawn = integral.weights(start(net, kind, seed=seed, device=task.train.images.device, dtype=recipe.dtype))
+    name = {"model": model, "sizes": sizes, "seed": seed, "scheme": "kaiming-normal",
+            "integral": {"kind": kind, "epsilon": epsilon}}
+    place = store if isinstance(store, Store) else Store(store)
+    family = trained(point(drawn), integral, task, recipe, name=name, seed=seed, store=place, progress=progress)
     return integral.family(family.points[0])

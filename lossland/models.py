@@ -23,11 +23,9 @@ from lossland.initial import initial_weights
 from lossland.layers import Layer
 from lossland.normalisation import NORMS, channel_norm, check_permutable
 from lossland.recurrent import LSTM
-from lossland.residual import ResNet
+from lossland.residual import ResNet, Shape, bottleneck50
 
 __all__ = ["MODELS", "Conv2FC1", "Conv3FC3", "MLP", "Shape", "VGG16", "build", "initial_weights"]
-
-Shape = tuple[int, int, int]
 
 
 class MLP(nn.Module):
@@ -203,6 +201,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "preresnet110": partial(_preresnet, blocks=18), "lstm": LSTM, "3conv3fc": Conv3FC3,
     "resnet158": partial(_preresnet, blocks=26), "resnet164": partial(_preresnet, blocks=18, bottleneck=True),
     "wrn28x10": partial(_preresnet, blocks=4, widen=10),
+    "resnet50": bottleneck50, "wide_resnet50_2": partial(bottleneck50, width=128),
 }
 
 
@@ -232,8 +231,9 @@ def build(model: str, inputs: Shape, classes: int, **sizes: float | str | tuple[
     Args:
         model: one of `MODELS`: "mlp" (width), "fc3", "fc5", "fc7" (first, second, rest), "conv2fc1" (channels, norm,
             dropout), "3conv3fc" (channels, width, factor), "vgg16" (channels, dropout), "cresnet20", "preresnet20",
-            "preresnet110", "resnet158", "resnet164" (blocks, channels, norm, dropout), "wrn28x10" (and widen); for
-            texts "lstm" (hidden, layers, dropout).
+            "preresnet110", "resnet158", "resnet164" (blocks, channels, norm, dropout), "wrn28x10" (and widen),
+            "resnet50" and "wide_resnet50_2" (norm, width: torchvision's, whose layers are traced); for texts "lstm"
+            (hidden, layers, dropout).
         inputs: (C, H, W) of one image, (L,) of one window of words.
         classes: number of classes.
         **sizes: the network's own sizes; the papers' by default.

@@ -58,14 +58,18 @@ def network(task: Task, model: str, **sizes: Any) -> nn.Module:
 
 
 def recipe_for(task: Task, **changes: Any) -> Recipe:
-    """Return the papers' recipe for a task: AY20's for MNIST-like and CIFAR-like images; ours for digits and texts.
+    """Return the papers' recipe for a task: AY20's for MNIST-like and CIFAR-like images, W21's for folders of images;
+    ours for digits and texts.
 
     Args:
-        task: images of one channel take 30 epochs, of three channels 400.
+        task: images of one channel take 30 epochs, of three channels 400. Folders of images up to 64 pixels have the
+            recipe of TinyImageNet, of larger ones that of ImageNet.
         **changes: fields of `Recipe` to replace; 0 and None keep the recipe's value.
     """
     by_channels = "ay20-mnist" if task.input_shape[0] == 1 else "ay20-cifar10"
     name = "digits" if task.name == "digits" else "pydoc" if task.is_text else by_channels
+    if task.class_names:  # a folder of images, which may have any name
+        name = "w21-tinyimagenet" if task.input_shape[1] <= 64 else "w21-imagenet"
     fields = asdict(RECIPES[name])
     for key, value in changes.items():
         choose("field of the recipe", key, fields)

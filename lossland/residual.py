@@ -1,14 +1,19 @@
-"""Residual networks for small images, each with the `layers()` that say which rows and columns belong to one unit."""
+"""Residual networks: ours for small images, with the `layers()` that say which rows and columns belong to one unit, and
+torchvision's for ImageNet, whose layers are traced."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from lossland.errors import choose
 from lossland.layers import Layer
-from lossland.normalisation import channel_norm, check_permutable
+from lossland.normalisation import NORMS, channel_norm, check_permutable
+
+Shape = tuple[int, int, int]
 
 
 def _conv(m: int, n: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -149,3 +154,31 @@ class ResNet(nn.Module):
             stage += block.shortcut is not None
             found += block.layers(f"blocks.{i}", before, f"stream{stage}")
         return [*found, Layer("linear", f"stream{stage}", None, pre_norm="norm" if self.pre else None)]
+
+
+def bottleneck50(inputs: Shape, classes: int, *, norm: str = "batch", width: int = 64) -> nn.Module:
+    """Return torchvision's ResNet50, without trained weights; with a width of 128 its WideResNet50-2.
+
+    It is made for 224 x 224 pixels, which end as maps of 7 x 7; images of 64 x 64 end as maps of 2 x 2. W21's networks
+    for TinyImageNet are others (those of Tanaka et al. 2020).
+
+    Args:
+        inputs: (3, H, W) of one image.
+        classes: number of classes.
+        norm: "batch", "group" or "layer", see `normalisation.channel_norm`.
+        width: channels of the first stage's 3x3 convolutions.
+
+    Raises:
+        ValueError: for images of another number of channels than 3, or another norm.
+
+    Source: W21 section 4.4 and D.1 ("the ImageNet models are from PyTorch"); He et al. 2016 (a), Zagoruyko & Komodakis
+        2016.
+    """
+    from torchvision.models.resnet import Bottleneck  # takes seconds to import
+    from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+    if inputs[0] != 3:
+        raise ValueError(f"inputs of torchvision's ResNet50 must have 3 channels, got {inputs[0]}")
+    choose("norm", norm, NORMS)
+    kind = nn.BatchNorm2d if norm == "batch" else partial(channel_norm, norm)
+    return TorchvisionResNet(Bottleneck, [3, 4, 6, 3], classes, width_per_group=width, norm_layer=kind)

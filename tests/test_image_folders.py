@@ -17,7 +17,7 @@ from lossland.corruptions import corrupted, load_corrupted
 from lossland.evaluation import evaluate
 from lossland.families import line, point
 from lossland.image_files import LazyImages, decoding, read_ahead, resized_crops
-from lossland.recipes import network
+from lossland.recipes import RECIPES, network, recipe_for
 from lossland.tasks import load_task, loading
 from lossland.training import Recipe, fit
 from lossland.weights import skeleton
@@ -276,6 +276,13 @@ def test_resident_images_have_random_parts_too():
     for row in range(3):
         image = Image.fromarray(images[row].movedim(0, -1).numpy())
         assert np.array_equal(found[row], decoding.cropped(image, decoding.random_box(8, 8, row + 1), 8))
+
+
+def test_folders_have_the_recipes_of_tiny_imagenet_and_imagenet(small):
+    assert recipe_for(loaded(small, True)) == RECIPES["w21-tinyimagenet"]
+    assert recipe_for(loaded(small, False, image_size=65)) == RECIPES["w21-imagenet"]
+    assert loaded(small, False, image_size=65).augment == "resized-crop"
+    assert recipe_for(loaded(small, True), epochs=3).epochs == 3
 
 
 def test_bad_folders_are_named(small, tmp_path):

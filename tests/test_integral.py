@@ -18,6 +18,7 @@ from lossland.models import MLP, Conv2FC1, initial_weights
 from lossland.recipes import network
 from lossland.sampling import stream_seed
 from lossland.store import Store
+from lossland.subspaces import start
 from lossland.training import Recipe, fit
 from lossland.weights import at, skeleton
 
@@ -168,13 +169,13 @@ def test_batch_norm_and_constants_of_the_network_are_there_in_training():
 
 def test_training_goes_on_from_a_checkpoint_to_the_same_bits(task):
     integral = Integral(network(task, "mlp", width=6))
-    start = point(drawn(integral))
-    whole = fit(integral, start, task, FAST, seed=3)
+    begin = point(drawn(integral))
+    whole = fit(integral, begin, task, FAST, seed=3)
     memory = Memory(fail_after=2)
     with pytest.raises(InterruptedError):
-        fit(integral, start, task, FAST, seed=3, checkpoint=memory)
+        fit(integral, begin, task, FAST, seed=3, checkpoint=memory)
     memory.fail_after = None
-    resumed = fit(integral, start, task, FAST, seed=3, checkpoint=memory)
+    resumed = fit(integral, begin, task, FAST, seed=3, checkpoint=memory)
     assert_close(resumed.family.points[0], whole.family.points[0], rtol=0, atol=0)
     assert_close(resumed.history.loss.tolist(), whole.history.loss.tolist(), rtol=0, atol=0)
 
@@ -183,12 +184,12 @@ def test_one_step_of_training_is_sgd_on_equation_17(task):
     recipe = replace(FAST, epochs=1, batch_size=96, momentum=0.0, weight_decay=0.0, schedule="constant")
     net = network(task, "mlp", width=6)
     integral = Integral(net)
-    start = drawn(integral)
-    done = fit(integral, point(start), task, recipe, seed=3).family.points[0]
+    begin = drawn(integral)
+    done = fit(integral, point(begin), task, recipe, seed=3).family.points[0]
     images, labels = next(task.batches("train", batch_size=96, dtype=torch.float64))
     with dropout_seed(stream_seed(3, 0, 2), torch.device("cpu")):
         alpha = float(torch.rand((), dtype=torch.float64))
-    weights = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    weights = {name: tensor.clone().requires_grad_() for name, tensor in begin.items()}
     loss = cross_entropy(f(integral, weights, alpha, images), labels)
     for (name, tensor), pull in zip(weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True):
         assert_close(done[name], tensor.detach() - recipe.lr * pull, msg=name)
@@ -203,6 +204,7 @@ def test_a_trained_subspace_is_read_from_the_store_and_learns(task, tmp_path):
     assert_close(again.points, family.points, rtol=0, atol=0)
     assert not torch.equal(other.points[1]["linear.0.weight"], family.points[1]["linear.0.weight"])
     split = task.test
+    assert integral_subspace(task, "mlp", seed=1, recipe=recipe, store=tmp_path, width=8).kind == "line"
     outputs = functional_call(skeleton(network(task, "mlp", width=8)), family.points[-1],
                               (task.prepare(split.images, torch.float64),))
     assert float((outputs.argmax(1) == split.labels).double().mean()) > 0.8
@@ -221,6 +223,17 @@ def test_a_curve_has_three_points_and_its_family_is_the_curve():
 def test_other_settings_are_another_network_to_the_store():
     settings = [{}, {"kind": "bezier"}, {"epsilon": 0.2}, {"epsilon": 0.0}]
     assert len({described(Integral(Linear(), **each))["description"] for each in settings}) == 4
+
+
+def test_a_family_and_the_weights_that_hold_it_are_two_names_of_one_thing():
+    net = MLP((1, 4, 4), 3, widths=(6,))
+    for kind in ("line", "bezier"):
+        family, integral = start(net, kind, seed=2, dtype=torch.float64), Integral(net, kind=kind)
+        weights = integral.weights(family)
+        assert list(weights) == [name for name, _ in integral.named_parameters()]
+        assert_close(integral.family(weights).points, family.points, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="family must have 3 control points, got 2"):
+        integral.weights(start(net, "line"))
 
 
 def test_bad_settings_are_named():

@@ -34,6 +34,8 @@ PAPER_SIZES = [  # name, inputs, parameters, where the number comes from
     ("3conv3fc", (3, 32, 32), 32 * 76 + 64 * 801 + 128 * 1601 + 1153 * 1000 + 1001 * 1000 + 10_010, "G18: K = 1"),
     ("wrn28x10", (3, 32, 32), 36_479_194, "Zagoruyko & Komodakis: 36.5 million"),
     ("resnet164", (3, 32, 32), 1_703_258, "He et al.: 1.7 million"),
+    ("resnet50", (3, 224, 224), 25_557_032 - 990 * 2049, "torchvision: 25,557,032 for 1000 classes"),
+    ("wide_resnet50_2", (3, 224, 224), 68_883_240 - 990 * 2049, "torchvision: 68,883,240 for 1000 classes"),
     ("vgg16", (3, 32, 32), 14_714_688 + 2 * 513 * 512 + 513 * 10, "the 13 convolutions of VGG16; dense layers of 512"),
     *((name, (3, 32, 32), preresnet(blocks), f"three stages of {blocks} blocks with pre-activation")
       for name, blocks in (("preresnet20", 3), ("preresnet110", 18), ("resnet158", 26))),
@@ -119,6 +121,23 @@ def test_dropout_drops_inputs_of_the_output_layer_in_training_alone():
             noisy = functional_call(bare.train(), weights, (images,))
         assert torch.equal(plain, again) and not torch.equal(plain, noisy)
         assert 0.45 < float((seen[0] == 0).float().mean()) < 0.7  # half of them, and some are 0 behind a ReLU
+
+
+def test_networks_of_torchvision_are_its_own_and_draw_nothing_from_the_global_generator():
+    from torchvision.models import resnet50, wide_resnet50_2
+
+    state = torch.get_rng_state()
+    for name, theirs in (("resnet50", resnet50), ("wide_resnet50_2", wide_resnet50_2)):
+        ours = models.build(name, (3, 64, 64), 7)
+        with torch.device("meta"):
+            assert repr(theirs(num_classes=7)) == repr(ours)
+    assert torch.equal(state, torch.get_rng_state())
+    net = models.build("resnet50", (3, 64, 64), 7, norm="layer", width=4)
+    assert not [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    with pytest.raises(ValueError, match="must have 3 channels, got 1"):
+        models.build("resnet50", (1, 64, 64), 7)
+    with pytest.raises(ValueError, match="norm must be one of 'batch', 'group', 'layer'; got 'none'"):
+        models.build("resnet50", (3, 64, 64), 7, norm="none")
 
 
 def test_norm_and_dropout_are_checked():

@@ -28,8 +28,8 @@ LEVELS = [
     ["archive", "stages", "evaluation", "training"],
     ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures",
      "ensemble_figures", "ensembles", "subspace_figures"],
-    ["many", "connect", "learned", "branching", "early_stopping", "robustness", "midpoint_figures", "integral", "subspaces"],
-    ["figures", "slider", "__init__"],
+    ["many", "connect", "learned", "branching", "early_stopping", "robustness", "midpoint_figures", "subspaces"],
+    ["figures", "slider", "integral", "__init__"],
 ]
 """A module imports only from lower levels, never from its own; `__init__` alone may import from all."""
 
