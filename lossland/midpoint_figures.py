@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossland.errors import choose
 from lossland.pictures import COLOURS, DASHES, METRICS, STYLE, WIDTH, Picture, canvas, legend, settle
-from lossland.subspace_figures import SCORES, Repeats, band, joined, levels, look, over_repeats
+from lossland.subspace_figures import SCORES, Repeats, joined, levels, look, over_repeats
 
 AGAINST = {"points": "m (number of control points)", "noise": "training labels drawn at random (%)", "epochs": "epochs",
            "severity": "severity of the corruption"}
@@ -134,8 +134,8 @@ def plot_changes(tables: Repeats, *, against: str = "standard") -> Picture:
 def plot_mixtures(tables: Repeats, *, metric: str = "accuracy", split: str = "test") -> Picture:
     """Draw what lies between networks that share k epochs: their ensemble, their average, random mixtures; each alone.
 
-    Values of k stand side by side at equal distances. Bands are one standard deviation (n - 1) over mixtures and
-    repeats; the grey band is that of the networks alone.
+    Values of k stand side by side at equal distances. Thin lines are one standard deviation (n - 1) over mixtures and
+    repeats to either side.
 
     Args:
         tables: Table of `instability`, or several, one for each seed.
@@ -163,9 +163,9 @@ def plot_mixtures(tables: Repeats, *, metric: str = "accuracy", split: str = "te
         if rows.any():
             found = over_repeats(place[rows], values[rows], f"tables, {what}")
             style = look(number) if what != "alone" else {"color": "0.45", "lw": 2}
-            axes.plot(found.index, found["mean"], ls=DASHES[number % len(DASHES)], label=label, **style,
-                      zorder=3 if what != "alone" else 2)
-            band(axes, found, style["color"])
+            beside = found.index + 0.06 * (number - 2.5)  # thin lines do not hide each other
+            axes.plot(beside, found["mean"], ls=DASHES[number % len(DASHES)], label=label, zorder=3, **style)
+            axes.vlines(beside, found["low"], found["high"], color=style["color"], lw=1.2, zorder=2)
     axes.set_xticks(range(len(epochs)), [f"{epoch:g}" for epoch in epochs])
     axes.set(xlabel="k (epochs that they share)", ylabel=f"{split} {quantity.label}")
     axes.margins(x=0.04)
