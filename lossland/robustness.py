@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lossland.ensembles.scores import checked_members
+from lossland.errors import choose
 from lossland.evaluation.scoring import Stateless, Sums, check_task, logits_of
 from lossland.tasks import Task
 from lossland.weights import Weights
@@ -62,6 +63,35 @@ def relative_changes(net: nn.Module, networks: Mapping[str, Weights], task: Task
     table = pd.DataFrame(rows)
     table.attrs.update(task=task.name, split=split)
     return table
+
+
+def best_changes(table: pd.DataFrame, *, keep: str = "standard", name: str = "best on the line") -> pd.DataFrame:
+    """Return a table of a reference and, for every corruption, of the best of all other networks, under one name.
+
+    Which one is the best is chosen on the very images it is reported on: it shows that such a network exists on a line,
+    and not how to find it. A validation split of corrupted images (`split="validation"`) could choose in earnest.
+
+    Args:
+        table: of `relative_changes`: a reference, and networks all along a line.
+        keep: name of the reference.
+        name: of the best.
+
+    Raises:
+        ValueError: if the reference is not in the table, or nothing else is.
+
+    Source: W21 appendix G and Fig. 20 (t = 0, 0.1, ..., 1).
+
+    Examples:
+        >>> rows = [("standard", "blur", -0.3), ("t = 0", "blur", -0.2), ("t = 1", "blur", -0.25)]
+        >>> best_changes(pd.DataFrame(rows, columns=["name", "corruption", "change"])).to_dict("list")
+        {'name': ['standard', 'best on the line'], 'corruption': ['blur', 'blur'], 'change': [-0.3, -0.2]}
+    """
+    choose("keep", keep, table["name"].unique().tolist())
+    others = table[table["name"] != keep]
+    if others.empty:
+        raise ValueError(f"table must hold networks besides {keep!r}, got none")
+    best = others.loc[others.groupby("corruption", sort=False)["change"].idxmax()]
+    return pd.concat([table[table["name"] == keep], best.assign(name=name)], ignore_index=True)
 
 
 def _accuracy(function: Stateless, weights: Weights, buffers: dict[str, torch.Tensor], task: Task, split: str) -> float:

@@ -16,7 +16,7 @@ from lossland.ensembles import member_scores
 from lossland.evaluation import scoring
 from lossland.families import point
 from lossland.recipes import stopped_at
-from lossland.robustness import relative_changes
+from lossland.robustness import best_changes, relative_changes
 from lossland.store import Store
 from lossland.training import Recipe, fit
 
@@ -165,3 +165,15 @@ def test_what_cannot_be_compared_is_refused():
     never["linear.2.bias"] = torch.tensor([-1.0, 0, 0], dtype=torch.float64)
     with pytest.raises(ValueError, match=r"networks\['never'\] must be right on some clean image .* got none of 41"):
         relative_changes(MLP, {"never": never}, wrong, {"nothing": wrong})
+
+
+def test_the_best_on_a_line_is_another_one_for_every_corruption():
+    rows = [("t = 0", "noise", -0.1), ("t = 0", "blur", -0.4), ("plain", "noise", -0.2), ("plain", "blur", -0.2),
+            ("t = 1", "noise", -0.3), ("t = 1", "blur", -0.1)]
+    table = best_changes(pd.DataFrame(rows, columns=["name", "corruption", "change"]), keep="plain", name="best")
+    assert table.name.tolist() == ["plain", "plain", "best", "best"] and table.corruption.tolist() == ["noise", "blur"] * 2
+    assert table.change.tolist() == [-0.2, -0.2, -0.1, -0.1]
+    with pytest.raises(ValueError, match="keep must be one of 'plain', 'best'; got 'standard'"):
+        best_changes(table)
+    with pytest.raises(ValueError, match="table must hold networks besides 'plain', got none"):
+        best_changes(table[:2], keep="plain")
