@@ -13,8 +13,8 @@ from lossland.ensembles import end_statistics, member_scores, mirrored
 from lossland.ensembles.mirrored_pairs import member_at
 from lossland.evaluation import evaluate, predict, scoring
 from lossland.metrics import total_variation
-from lossland.paths import arc, chain, segment
-from lossland.tasks import Split
+from lossland.paths import Mix, Path, arc, chain, chain_basis, segment
+from lossland.tasks import Split, load_task
 from lossland.weights import mix
 
 SHAPE = (1, 8, 8)
@@ -102,7 +102,8 @@ def test_a_little_outside_its_ends_a_curve_goes_on(kind):
 
 def test_ways_that_no_formula_continues_end_where_they_end():
     a, b = drawn(MLP)
-    for path in (chain([a, b, a]), families.chain(a, b, bends=1)):
+    hat = Path((Mix((a, b, a), lambda s: chain_basis(s, 1)),))
+    for path in (chain([a, b, a]), families.chain(a, b, bends=1), hat):
         with pytest.raises(ValueError, match=r"t must lie in \[0, 1\] on a path that no formula continues.*got t = -0.1 on"):
             mirrored(MLP, path, TASK, points=[-0.1, 0.5])
     assert_close(member_at(arc(a, b, mix((a, b), torch.tensor([0.5, 0.5]))))(1.0), b)
@@ -141,6 +142,16 @@ def test_what_is_no_curve_of_the_network_is_refused():
     huge = {name: 1e200 * x for name, x in a.items()}
     with pytest.raises(FloatingPointError, match="the loss on 'test' is NaN or infinite at .* first at 0.0"):
         mirrored(MLP, segment(huge, huge), TASK, points=2)
+
+
+def test_words_are_scored_one_by_one():
+    task = load_task("pydoc", vocabulary=50, window=5, device="cpu").subset(40, 30)
+    net = models.build("lstm", task.input_shape, task.classes, hidden=6)
+    a, b = drawn(net)
+    table = mirrored(net, segment(a, b), task, points=3)
+    scores = member_scores(net, [a, b], task, splits=("test",), average="logits")
+    assert table.nll.tolist()[::2] == pytest.approx(scores.single_nll.tolist()) and table.pair_nll[0] == pytest.approx(scores.nll[1])
+    assert end_statistics(net, a, b, task)["tv"] == pytest.approx(table.pair_tv[0])
 
 
 # How far two networks are apart
