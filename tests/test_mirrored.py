@@ -76,7 +76,7 @@ def test_a_segment_between_checkpoints_is_the_line_between_them():
     assert mirrored(MLP, line, TASK, points=4).equals(mirrored(MLP, path, TASK, points=4))
 
 
-@pytest.mark.parametrize("points, networks", [(11, 11), (2, 2), ([0.0, 0.1, 0.9, 1.0], 4), ([0.2, 0.4], 4), ([0.5], 1),
+@pytest.mark.parametrize("points, networks", [(11, 11), (2, 2), ([0.0, 0.1, 0.9, 1.0], 4), ([0.2, 0.4], 4), ([0.5], 1), ([0.5 + 1e-12], 1), ([0.5 - 1e-12, 0.6], 3),
                                               ([0.7], 2), ([-0.05, 1.05], 2), ([0.1, 0.2, 0.3, 0.7], 6)])
 def test_each_network_passes_once_through_the_data(points, networks, monkeypatch):
     calls, seen = [], []

@@ -43,7 +43,7 @@ def _positions(points: int | Sequence[float] | Tensor) -> list[float]:
         raise ValueError(f"points must hold at least one t, all finite, got {found}")
     if any(abs(t - s) < _SAME for i, t in enumerate(found) for s in found[:i]):
         raise ValueError(f"points must be different t, got {found}")
-    return found
+    return [0.5 if abs(t - 0.5) < _SAME else t for t in found]  # where a network is its own partner
 
 
 def _pairs(positions: Sequence[float]) -> Iterator[tuple[float, float]]:
@@ -53,7 +53,7 @@ def _pairs(positions: Sequence[float]) -> Iterator[tuple[float, float]]:
         t = rest.pop(0) if rest[0] <= 0.5 else 1 - rest[-1]
         mirror = next((s for s in rest if abs(s - (1 - t)) < _SAME), 1 - t)
         rest = [s for s in rest if abs(s - mirror) >= _SAME]
-        yield (t, t) if abs(mirror - t) < _SAME else (t, mirror)
+        yield t, mirror
 
 
 def member_at(path: Path | Family) -> Callable[[float], Weights]:
