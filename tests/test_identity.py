@@ -34,7 +34,7 @@ def test_another_forward_is_another_network():
     net = made("images.relu()")
     assert described(net) == described(made("images.relu()"))
     assert described(net) == described(made("images . relu( )"))
-    found = [described(made(body)) for body in ("images.relu()", "images.tanh()", "images * 2", "images * 3",
+    found = [described(made(body)) for body in ("images.relu()", "images.tanh()", "images * 2", "images * 3", "images + 2",
                                                 "(lambda x: x * 2)(images)", "(lambda x: x * 3)(images)")]
     assert len({one["description"] for one in found}) == len(found) and len({one["class"] for one in found}) == 1
 
@@ -87,7 +87,7 @@ def test_buffers_that_stay_count_and_batch_norm_statistics_do_not():
 def test_fingerprints_tell_names_shapes_and_numbers_in_a_type_apart():
     weights = {"w": torch.arange(6.0).reshape(2, 3)}
     others = [{"v": weights["w"]}, {"w": weights["w"].T.contiguous().reshape(3, 2)}, {"w": weights["w"].reshape(3, 2)},
-              {"w": weights["w"] + 1e-6}]
+              {"w": weights["w"] * (1 + 1e-6)}]
     found = [fingerprint(each, torch.float32) for each in (weights, *others)]
     assert len(set(found)) == len(found) and {len(one) for one in found} == {16}
     assert fingerprint({"w": weights["w"].double()}, torch.float32) == found[0]
