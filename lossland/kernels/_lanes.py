@@ -91,6 +91,26 @@ def splat(typing: object, value: types.Float) -> tuple[Signature, Emit]:
     return Lanes(value)(value), emit
 
 
+def _of_two(emit: Emit) -> Callable[..., Lanes]:
+    @intrinsic
+    def operation(typing: object, a: Lanes, b: Lanes) -> tuple[Signature, Emit]:
+        return a(a, b), lambda context, builder, signature, args: emit(builder, *args)
+    return operation
+
+
+add, sub = _of_two(ir.IRBuilder.fadd), _of_two(ir.IRBuilder.fsub)
+mul, div = _of_two(ir.IRBuilder.fmul), _of_two(ir.IRBuilder.fdiv)
+larger = _of_two(_larger)  # the second where one of them is NaN
+
+
+@intrinsic
+def root(typing: object, a: Lanes) -> tuple[Signature, Emit]:
+    """Return the square root."""
+    def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
+        return _call(builder, "sqrt", *args)
+    return a(a), emit
+
+
 @intrinsic
 def fma(typing: object, a: Lanes, b: Lanes, c: Lanes) -> tuple[Signature, Emit]:
     """Return a b + c, fused where the processor can."""
@@ -100,27 +120,22 @@ def fma(typing: object, a: Lanes, b: Lanes, c: Lanes) -> tuple[Signature, Emit]:
 
 
 @intrinsic
-def add(typing: object, a: Lanes, b: Lanes) -> tuple[Signature, Emit]:
-    """Return a + b."""
+def choose(typing: object, a: Lanes, b: Lanes, c: Lanes, d: Lanes) -> tuple[Signature, Emit]:
+    """Return c where a > b, and d elsewhere, also where one of them is NaN."""
     def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.fadd(*args)
-    return a(a, b), emit
+        return builder.select(builder.fcmp_ordered(">", *args[:2]), *args[2:])
+    return a(a, b, c, d), emit
 
 
 @intrinsic
-def sub(typing: object, a: Lanes, b: Lanes) -> tuple[Signature, Emit]:
-    """Return a - b."""
+def store_whole(typing: object, array: types.Array, index: types.Integer, lanes: Lanes) -> tuple[Signature, Emit]:
+    """Write the whole parts of sixteen numbers to an array of int32."""
     def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.fsub(*args)
-    return a(a, b), emit
-
-
-@intrinsic
-def larger(typing: object, a: Lanes, b: Lanes) -> tuple[Signature, Emit]:
-    """Return the larger of a and b; b where one of them is NaN."""
-    def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        return _larger(builder, *args)
-    return a(a, b), emit
+        whole = builder.fptosi(args[2], ir.VectorType(_INT, WIDTH))
+        data = builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+        builder.store(whole, builder.bitcast(data, whole.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+    return types.void(array, types.intp, lanes), emit
 
 
 @intrinsic

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,14 +106,14 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
     leg = leg_of(coefficients)
     compiled = _compiled(len(features))
     arguments = _arguments(leg, coefficients, heads, biases)
-    z = tuple(one.numpy().reshape(-1) for one in features)
+    data = tuple(one.numpy().reshape(-1) for one in features), labels.numpy()
     points, images = len(coefficients), len(labels)
     left = np.zeros(images, bool)
     edges = np.linspace(0, images, min(torch.get_num_threads(), images) + 1).astype(int).tolist()
     sums = [(np.zeros(points), np.zeros(points), np.zeros((points, 3, bins)), left) for _ in edges[1:]]
 
     def part(number: int) -> None:
-        compiled(z, arguments, labels.numpy(), (edges[number], edges[number + 1]), sums[number])
+        compiled(data, arguments, (edges[number], edges[number + 1]), _memory(arguments), sums[number])
 
     if len(sums) == 1:
         part(0)
@@ -124,30 +125,52 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
     return nll, hits, histogram, torch.from_numpy(left)
 
 
-def _arguments(leg: Leg, coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[object, ...]:
+def _arguments(leg: Leg, coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return what the compiled sweep calls a leg; classes and points are rounded up to whole groups of 16.
+
+    heads (n, groups, k, 16) flat, powers (T, k (k + 1) / 2): products of coefficients, bias (T, groups, 16) flat, the
+    numbers of classes and of units, and the grid: tau (T,); first and last (cells,), between which the number of points
+    in front of a root lies that falls into a cell of the range of tau; the leg's curve; cells per tau; and how many
+    halvings find that number.
+    """
     dtype, (classes, units) = heads[0].dtype, heads[0].shape
     c = coefficients.detach().double().cpu()[leg.order]
-    k, more = c.shape[1], -classes % _LANES
-    products = [c[:, i] * c[:, j] for i in range(k) for j in range(i, k)]
-    rows = -len(c) % _LANES
-    powers = pad(torch.stack(products, 1), (0, 0, 0, rows)).to(dtype).numpy()
-    bias = pad((c @ torch.stack(list(biases)).double()), (0, more, 0, rows)).to(dtype).numpy().reshape(-1)
+    k, more, rows = c.shape[1], -classes % _LANES, -len(c) % _LANES
+    products = torch.stack([c[:, i] * c[:, j] for i in range(k) for j in range(i, k)], 1)
     lanes = [pad(head.T, (0, more)).reshape(units, -1, _LANES) for head in heads]  # (n, groups, 16)
-    every = torch.stack(lanes, 2).numpy().reshape(-1)  # (n, groups, k, 16), flat
-    kind = powers.dtype.type
-    tau = leg.tau.numpy()
-    width = max(tau[-1] - tau[0], 1e-30)
-    even = np.abs(np.diff(tau) * (len(tau) - 1) / width - 1).max(initial=0) < 1e-6
-    cells = max(1, (len(tau) - 1) * (1 if even else 4))
-    edges = tau[0] + width / cells * np.arange(cells + 1)
-    slack = width / cells * 1e-6
-    first = np.searchsorted(tau, edges[:-1] + slack, "right").astype(np.int32)
-    last = np.searchsorted(tau, edges[1:] - slack, "left").astype(np.int32)
-    grid = tau.astype(kind), first, np.maximum(first, last), leg.curve.to(dtype).numpy(), kind(cells / width)
-    return every, powers, bias, classes, grid
+    bias = pad(c @ torch.stack(list(biases)).double(), (0, more, 0, rows))
+    powers = pad(products, (0, 0, 0, rows)).to(dtype).numpy()
+    kind, tau = powers.dtype.type, leg.tau.numpy()
+    first, last, scale = _cells(tau)
+    halvings = int((last - first).max()).bit_length()
+    grid = tau.astype(kind), first, last, leg.curve.to(dtype).numpy(), kind(scale), halvings
+    return torch.stack(lanes, 2).numpy().reshape(-1), powers, bias.to(dtype).numpy().reshape(-1), classes, units, grid
 
 
-def _compiled(k: int) -> object:
+def _cells(tau: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the cells of a grid (see `_arguments`): an even one has an interval in each, any other at least four."""
+    width, most = max(tau[-1] - tau[0], 1e-30), max(1, len(tau) - 1)
+    even = np.abs(np.diff(tau) * most / width - 1).max(initial=0) < 1e-6
+    edges, slack = np.linspace(tau[0], tau[0] + width, most * (1 if even else 4) + 1), 1e-6 * width / most
+    first = np.searchsorted(tau, edges[:-1] + slack, "right").clip(1, most)
+    last = np.searchsorted(tau, edges[1:] - slack, "left").clip(first, most)
+    return first.astype(np.int32), last.astype(np.int32), (len(edges) - 1) / width
+
+
+def _memory(leg: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return memory for one thread: for a tile of units, the buckets of an image, its scores, and products of them."""
+    from lossland.kernels._buckets import TILE
+
+    powers, (points, terms), groups, curve = leg[1], leg[1].shape, -(-leg[3] // _LANES), leg[-1][3]
+    kind, k, number = powers.dtype, len(curve), 2 * TILE + 1
+    tile = [tuple(np.empty((k, number - 1), kind)) for _ in range(3)]  # as they are, on at the start, at their changes
+    changes = np.empty(number, kind), *np.empty((4, number), np.int32)  # roots, cells, flips, and the list of changes
+    sizes = _LANES**2, groups * _LANES**2, groups * terms * _LANES, points, points, points
+    score = tuple(np.empty(size, kind) for size in sizes)
+    return (*tile, *changes), np.zeros(points * groups * terms * _LANES, kind), score, np.ones(points)
+
+
+def _compiled(k: int) -> Callable[..., None]:
     """Import numba when it is needed, and let it keep what it compiles where it may write."""
     if "NUMBA_CACHE_DIR" not in os.environ and not os.access(Path(__file__).parent, os.W_OK):
         os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"lossland-numba-{os.getuid()}")
