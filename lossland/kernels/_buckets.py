@@ -16,7 +16,7 @@ from lossland.kernels._lanes import add, choose, div, fma, load, mul, root, spla
 Arrays = tuple[Any, ...]
 
 TILE = 256  # units at a time: their rows of the heads stay in the first-level cache
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}  # NaN and infinity keep their meaning
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}  # NaN and infinity are kept
 part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 
