@@ -95,7 +95,7 @@ def look(number: int) -> dict[str, Any]:
 def band(axes: Axes, found: pd.DataFrame, colour: str) -> None:
     """Shade one standard deviation to either side, where there are repeats."""
     if (found["repeats"] > 1).any():
-        axes.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.18, lw=0, zorder=2)
+        axes.fill_between(found.index, found["low"], found["high"], color=colour, alpha=0.14, lw=0, zorder=2)
 
 
 def levels(axes: Axes, baselines: Mapping[str, ArrayLike | Tensor], factor: float = 1,
