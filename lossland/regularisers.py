@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lossland.batchnorm import norm_parameters
+from lossland.families import Family
 from lossland.layout import within
+from lossland.schedules import Recipe
 
 _PIECE = 2**16  # numbers that are turned into float64 at a time
 
@@ -64,6 +66,25 @@ class Apart:
             done = max(done, part.stop)
         if decay and done < len(velocity):
             velocity[done:].add_(points[i, done:], alpha=decay)
+
+
+def check_suits(family: Family, recipe: Recipe) -> None:
+    """Raise unless the family has what the recipe's options for subspaces need.
+
+    Raises:
+        ValueError: for beta > 0 with fewer than two free control points, layerwise positions of a point, similarity
+            without an interval; saying what to do.
+    """
+    if recipe.beta and sum(family.free) < 2:
+        raise ValueError("beta > 0 needs at least two free control points, whose angle it opens, got "
+                         f"{sum(family.free)} in a {family.kind}: take a line, a simplex or bezier(a, b, ends='free'), "
+                         "or beta=0")
+    if recipe.layerwise and family.domain == "point":
+        raise ValueError("layerwise=True needs a family of several control points, got a point: take a line, a curve "
+                         "or a simplex, or layerwise=False")
+    if recipe.similarity and family.domain != "interval":
+        raise ValueError("similarity > 0 needs a family over an interval: Eq. (13) of W21 weighs by |t_j - t_k|, got "
+                         f"a {family.kind}: take a line or a curve, or similarity=0")
 
 
 def _dot(a: Tensor, b: Tensor, weights: Sequence[slice]) -> Tensor:

@@ -18,7 +18,7 @@ from lossland.draws import Draws
 from lossland.families import Family
 from lossland.flat import FlatNetwork, dropout_seed
 from lossland.layout import Layout
-from lossland.regularisers import apart
+from lossland.regularisers import apart, check_suits
 from lossland.sampling import stream_seed
 from lossland.schedules import Recipe, learning_rate, rate
 from lossland.tasks import Task
@@ -162,16 +162,7 @@ def _check(net: nn.Module, family: Family, recipe: Recipe, until: int | None, co
         raise ValueError(f"until must be an epoch of the recipe, 1..{recipe.epochs}, got {until}")
     if collect is not None and family.domain != "point":
         raise ValueError(f"collect needs a family of one network, point(weights), got a {family.kind}")
-    if recipe.beta and sum(family.free) < 2:
-        raise ValueError("beta > 0 needs at least two free control points, whose angle it opens, got "
-                         f"{sum(family.free)} in a {family.kind}: take a line, a simplex or bezier(a, b, ends='free'), "
-                         "or beta=0")
-    if recipe.layerwise and family.domain == "point":
-        raise ValueError("layerwise=True needs a family of several control points, got a point: take a line, a curve "
-                         "or a simplex, or layerwise=False")
-    if recipe.similarity and family.domain != "interval":
-        raise ValueError("similarity > 0 needs a family over an interval: Eq. (13) of W21 weighs by |t_j - t_k|, got "
-                         f"a {family.kind}")
+    check_suits(family, recipe)
     for i, point in enumerate(family.points):
         check_belongs(net, point, f"family.points[{i}]")
 
@@ -237,14 +228,20 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     draws (with independent draws like 1 / draws; strata make it smaller), and a single draw would give Eq. (3). Nothing
     is biased where the speed is constant, as on a segment or on a chain with legs of equal length.
 
+    W21's terms are added to the loss of a step: `beta` cos^2(w_j, w_k) of a random pair of free control points
+    (Eq. (5)), and `similarity` |t_j - t_k| times the mean over images of cos^2(phi_j, phi_k) for a random pair of the
+    step's networks (Eq. (13)), phi being the input of the last linear layer that runs. The paper does not say whether
+    both networks see the same images there: `recipe.similarity_on`. The history's loss leaves these terms out.
+
     Memory beyond that of training one network: one vector for each control point but the first, and one velocity for
-    each free one but the first; a curve with one bend and fixed ends takes two networks more.
+    each free one but the first; a curve with one bend and fixed ends, and a line, take two networks more. Similarity
+    takes two more, and the graphs of two networks at a time.
 
     Args:
         net: the network that the control points are weights of.
         family: control points, basis and domain.
         task: data; training happens on its device.
-        recipe: epochs, learning rate, decay, draws.
+        recipe: epochs, learning rate, decay, draws, what is added to the loss.
         seed: of everything random.
         split: which split is trained on.
         progress: show a line with epoch, loss and accuracy.
@@ -258,9 +255,10 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
         FloatingPointError: if the loss or a weight becomes NaN or infinite, naming epoch, step and sampled t; the
             checkpoint keeps the state before that epoch.
         ValueError, TypeError: if the control points or velocities are not weights of `net`; measure="length" without a
-            curve; until outside 1..epochs; a collector for more than a single network.
+            curve; beta, layerwise or similarity for a family that they do not suit; until outside 1..epochs; a
+            collector for more than a single network.
 
-    Source: G18 Eqs. (1) to (3) and A.2; W21 Algorithm 1 (without its regulariser); AY20 section 5 for plain training.
+    Source: G18 Eqs. (1) to (3) and A.2; W21 Algorithm 1, Eqs. (5) and (13); AY20 section 5 for plain training.
     """
     _check(net, family, recipe, until, collect)
     # With beta > 0 the regularised weights lie together; other runs keep the order that their checkpoints have.
