@@ -162,7 +162,8 @@ def test_reading_late_gives_the_batches_of_the_resident_task(small, augment):
 def test_random_parts_of_files_are_taken_from_the_whole_file(tmp_path):
     place = folder(tmp_path / "large", {"train": 2, "val": 1}, height=40, width=60)
     task = loaded(place, False, augment="resized-crop")
-    found, _ = next(task.batches("train", batch_size=6, generator=torch.Generator().manual_seed(1), augment=True))
+    batches = task.batches("train", batch_size=4, generator=torch.Generator().manual_seed(1), augment=True)
+    found = torch.cat([images for images, _ in batches])
     draws = torch.Generator().manual_seed(1)
     order, seeds = torch.randperm(6, generator=draws), torch.randint(2**62, (6,), generator=draws)
     names = task.train.images.names
@@ -183,6 +184,10 @@ def test_parts_of_a_late_task_are_those_of_the_resident_one(small):
         for split in ("train", "test", *(["validation"] if one.validation else [])):
             assert_close(one.split(split).images[:], other.split(split).images, rtol=0, atol=0, msg=f"{name} {split}")
             assert one.split(split).labels.equal(other.split(split).labels)
+    images, labels = held.train.images, held.train.labels
+    both = loaded(small, True, validation=4, label_noise=0.5, seed=3)
+    for image, label in zip(both.validation.images, both.validation.labels, strict=True):  # its labels are the true ones
+        assert labels[(images == image).flatten(1).all(1)].tolist() == [int(label)]
     assert late.train.images.split(5).__next__().shape == (5, 3, 8, 8)
     assert [len(block) for block in late.train.images.split(8)] == [8, 8, 5]
 
@@ -280,6 +285,7 @@ def test_resident_images_have_random_parts_too():
 
 def test_folders_have_the_recipes_of_tiny_imagenet_and_imagenet(small):
     assert recipe_for(loaded(small, True)) == RECIPES["w21-tinyimagenet"]
+    assert recipe_for(loaded(small, False, image_size=64)) == RECIPES["w21-tinyimagenet"]
     assert recipe_for(loaded(small, False, image_size=65)) == RECIPES["w21-imagenet"]
     assert loaded(small, False, image_size=65).augment == "resized-crop"
     assert recipe_for(loaded(small, True), epochs=3).epochs == 3
@@ -360,8 +366,10 @@ def test_files_with_names_of_their_own_are_taken_class_by_class(tmp_path):
     place, task = tmp_path / "tiny-c", loaded(tiny(tmp_path / "tiny"), False)  # classes 0, 0, 1, 2
     for number, (name, file) in enumerate([("ant", "t_7"), ("ant", "t_3"), ("bee", "t_0"), ("cat", "t_1")]):
         write(place / "fog" / "1" / name / f"{file}.JPEG", 300 + number, 8, 8)
-    names = load_corrupted(task, place, "fog", 1).test.images.names
-    assert [Path(name).stem for name in names] == ["t_3", "t_7", "t_0", "t_1"]
+    for order, stems in (([0, 1, 2, 3], ["t_3", "t_7", "t_0", "t_1"]), ([3, 0, 2, 1], ["t_1", "t_3", "t_0", "t_7"])):
+        clean = replace(task, test=task.test.rows(torch.tensor(order)))
+        names = load_corrupted(clean, place, "fog", 1).test.images.names
+        assert [Path(name).stem for name in names] == stems
 
 
 def test_what_a_folder_of_corrupted_images_lacks_is_named(small, damaged):

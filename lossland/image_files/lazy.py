@@ -92,8 +92,8 @@ class LazyImages:
         return replace(self, names=tuple(self.names[i] for i in numbers), sizes=tuple(self.sizes[i] for i in numbers))
 
     def fingerprint(self) -> bytes:
-        """Return a digest of names and sizes of the files and of the size of the images; no file is opened."""
-        digest = hashlib.sha256(repr(self.side).encode())
+        """Return a digest of names and sizes of the files; no file is opened."""
+        digest = hashlib.sha256()
         for name, size in zip(self.names, self.sizes, strict=True):
             digest.update(f"{name}\0{size}\0".encode())
         return digest.digest()
