@@ -402,3 +402,15 @@ def test_what_a_folder_of_corrupted_images_lacks_is_named(small, damaged):
     write(damaged / "fog" / "2" / "dog" / "val_0.JPEG", 1, 8, 8)
     with pytest.raises(ValueError, match="no class that the training images lack, got 'dog'"):
         load_corrupted(held, damaged, "fog", 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_late_task_is_the_same_on_the_gpu(small):
+    here, there = (load_task(small, device=device, image_size=8, resident=False, augment="resized-crop")
+                   for device in ("cpu", "cuda"))
+    assert there.train.images.device == there.train.labels.device and there.fingerprint == here.fingerprint
+    both = [list(task.batches("train", batch_size=4, generator=torch.Generator().manual_seed(5), augment=True))
+            for task in (here, there)]
+    for (images, labels), (others, numbers) in zip(*both, strict=True):
+        assert_close(images, others.cpu())
+        assert labels.equal(numbers.cpu())

@@ -82,9 +82,9 @@ class LazyImages:
         """Yield the pixels block after block, the next ones being read ahead, as `torch.Tensor.split` cuts them."""
         yield from read_ahead(self.__getitem__, (slice(i, i + size) for i in range(0, len(self), size)))
 
-    def to(self, device: torch.device) -> LazyImages:
+    def to(self, device: torch.device | str) -> LazyImages:
         """Return the same files with another device for their pixels."""
-        return replace(self, device=device)
+        return replace(self, device=torch.empty(0, device=device).device)  # "cuda" becomes "cuda:0", as for tensors
 
     def rows(self, index: Tensor) -> LazyImages:
         """Return some of the files, none of them read."""
