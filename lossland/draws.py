@@ -59,5 +59,7 @@ class Draws:
                                   zip(self.layout.modules, row, strict=True) for stretch in module) for row in rows)
 
     def _pair(self, stream: int, numbers: list[int]) -> tuple[int, int]:
+        if len(numbers) == 2:
+            return numbers[0], numbers[1]
         j, k = torch.randperm(len(numbers), generator=self._streams[stream])[:2].tolist()
         return numbers[j], numbers[k]

@@ -21,7 +21,7 @@ from lossland.many import fit_many
 from lossland.regularisers import spread
 from lossland.sampling import stream_seed
 from lossland.store import Store
-from lossland.tasks import Task
+from lossland.tasks import Split, Task
 from lossland.training import Recipe, fit
 from lossland.weights import Weights, by_module, mix, to_vector
 
@@ -379,3 +379,31 @@ def test_bad_seeds_are_refused(tmp_path):
     for seed in (-1, True, 1.0):
         with pytest.raises(ValueError, match="seed must be a whole number >= 0"):
             subspaces.subspace(TASK, "cresnet20", "line", seed=seed, store=tmp_path)
+
+
+def test_velocities_of_a_stopped_run_come_back_under_the_names_of_their_weights():
+    recipe, family = replace(RECIPE, epochs=2, batch_size=44, momentum=0.5, beta=1.0), begin("simplex3")
+    first = fit(NET, family, TASK, recipe, seed=1, until=1)  # one step: from rest, the velocity is the gradient
+    for before, after, velocity in zip(family.points, first.family.points, first.velocity, strict=True):
+        assert list(velocity) == list(before)
+        for name, speed in velocity.items():
+            assert_close(after[name], before[name] - recipe.lr * speed)
+
+
+def test_a_network_of_zeros_has_no_angle():
+    zero, one = ({name: torch.full_like(value, fill) for name, value in begin("line").points[0].items()} for fill in (0, 1))
+    found = spread(NET, [zero, one])
+    weights = sum(value.numel() for name, value in one.items() if name not in norm_parameters(NET))
+    assert found == {"distance": pytest.approx(weights**0.5), "cos2": 0.0}
+    with pytest.raises(ValueError, match="points must hold at least two networks, got 1"):
+        spread(NET, [one])
+
+
+def test_a_language_model_is_learned_as_a_line():
+    vocabulary = torch.arange(40)
+    windows = Split(torch.stack([vocabulary.roll(i)[:7] for i in range(30)]) % 11, torch.stack([vocabulary.roll(i)[1:8] for i in range(30)]) % 11)
+    task = replace(TASK, train=windows, test=windows, classes=11, mean=(), std=(), words=tuple("abcdefghijk"), fingerprint="words")
+    net = models.build("lstm", task.input_shape, 11, hidden=6, layers=1)
+    recipe = Recipe(epochs=2, lr=0.1, batch_size=10, beta=1.0, draws=2, similarity=0.5)
+    done = fit(net, subspaces.start(net, "line"), task, recipe)
+    assert done.history.loss.iloc[-1] < done.history.loss.iloc[0]
