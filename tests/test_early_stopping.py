@@ -50,6 +50,9 @@ def test_looking_changes_nothing_and_is_done_once(tmp_path, monkeypatch):
     assert_close(entry.tensors["point0"], torch.cat([x.flatten() for x in plain.values()]), rtol=0, atol=0)
     monkeypatch.setattr("lossland.early_stopping.fit", lambda *args, **kwargs: pytest.fail("trained again"))
     assert first.equals(epoch_scores(RESNET, start(RESNET), TASK, RECIPE, seed=5, store=Store(tmp_path)))
+    monkeypatch.undo()
+    other = epoch_scores(RESNET, start(RESNET), TASK, RECIPE, splits=("test",), seed=5, store=Store(tmp_path))
+    assert other.equals(first[first.split == "test"].reset_index(drop=True)) and len(Store(tmp_path).entries()) == 2
 
 
 def test_statistics_are_estimated_once_an_epoch(tmp_path, monkeypatch):
