@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "files", "devices", "sampling", "products"],
+    ["errors", "files", "devices", "sampling", "products", "workers"],
     ["image_files"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],

@@ -19,6 +19,7 @@ from lossland.paths import Mix, adds_up
 from lossland.products import packed, product
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, skeleton
+from lossland.workers import in_threads
 
 _CACHE = 8 * 2**20  # bytes of the largest result of a pass on a CPU: what is made stays in cache until it is read
 _FEATURES = 32 * 2**20  # bytes of the pre-activations of a pass on a CPU: small enough that memory is used again
@@ -89,16 +90,22 @@ class Mixtures:
                   for point, head in zip(self.points, heads, strict=True)]
         first = [(packed(point["linear.0.weight"]), point.get("linear.0.bias")) for point in self.points]
         self.way = "fused" if self.exact else kernels.path_way(coefficients, heads)
-        most = min(scoring.SHARED, _FEATURES) if self.like.device.type == "cpu" else scoring.SHARED
+
+        def scored(labelled: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            images = packed(self.task.prepare(labelled[0], self.like.dtype).flatten(1))
+            features = [product(images, weight, bias) for weight, bias in first]
+            return kernels.path_scores(features, coefficients, heads, biases, labelled[1], bins=scoring.BINS,
+                                       exact=self.exact)
+
+        on_cpu = self.like.device.type == "cpu"
+        most = min(scoring.SHARED, _FEATURES // torch.get_num_threads()) if on_cpu else scoring.SHARED
         size = max(1, most // (len(heads) * heads[0].shape[1] * self.like.itemsize))
         for name, sums in totals.items():
             split = self.task.split(name)
-            for images, labels in batches(self.task, split, size, self.like.dtype):
-                images = packed(images.flatten(1))
-                features = [product(images, weight, bias) for weight, bias in first]
-                scores = kernels.path_scores(features, coefficients, heads, biases, labels, bins=scoring.BINS,
-                                             exact=self.exact)
-                sums.add_scores(where, *scores)
+            blocks = list(zip(split.images.split(size), split.labels.split(size), strict=True))
+            scores = in_threads(scored, blocks) if on_cpu else map(scored, blocks)
+            for (_, labels), found in zip(blocks, scores, strict=True):
+                sums.add_scores(where, *found)
                 tick(len(where) * len(labels) / len(split))
 
     def _blocks(self, split: Split, cost: Cost | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
