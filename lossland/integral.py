@@ -48,7 +48,8 @@ class Integral(nn.Module):
     alpha from torch's own generator on the device of the images, as dropout does: `training.fit` seeds it. In
     evaluation mode it returns g(x, P(1)), the integral of (15) over alpha. So training, checkpoints, the store and all
     evaluation are those of a single network with three times g's passes per step; every control point has its own
-    momentum and weight decay.
+    momentum and weight decay. The difference multiplies gradients by 1 / epsilon: learning rates that suit g itself
+    are too large (ten times and more, measured on digits); the paper states none.
 
     Batch norm: in training each of the three passes is normalised by its own batch, and no statistics are kept. Those
     of g at P(1), and only those, are estimated where that is evaluated (`batchnorm.refresh`). The paper is silent.
