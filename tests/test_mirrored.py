@@ -133,6 +133,8 @@ def test_what_is_no_curve_of_the_network_is_refused():
     a, b = drawn(MLP)
     with pytest.raises(ValueError, match=r"path\(\) needs a family over an interval, got a simplex"):
         mirrored(MLP, families.simplex([a, b]), TASK)
+    with pytest.raises(TypeError, match=r"path must be a Path, or a Family over an interval such as subspace\(...\).family, got tuple"):
+        mirrored(MLP, (a, b), TASK)
     with pytest.raises(ValueError, match="path at t = 0.0 must hold the parameters of ResNet"):
         mirrored(RESNET, segment(a, b), TASK)
     with pytest.raises(ValueError, match="average must be one of 'probabilities', 'logits'; got 'votes'"):

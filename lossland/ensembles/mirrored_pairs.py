@@ -61,11 +61,15 @@ def member_at(path: Path | Family) -> Callable[[float], Weights]:
     outside [0, 1], as their formulas do.
 
     Raises:
+        TypeError: for neither.
         ValueError: for a family that is no interval; from the function, for a t outside [0, 1] of a path that has
             several legs, or one that no formula continues.
 
     Source: W21 section 4.6, alpha = -0.05 and 1.05 (Fig. 12, right).
     """
+    if not isinstance(path, (Path, Family)):
+        raise TypeError("path must be a Path, or a Family over an interval such as subspace(...).family, "
+                        f"got {type(path).__name__}")
     path = path.path() if isinstance(path, Family) else path
 
     def at(t: float) -> Weights:
@@ -106,6 +110,7 @@ def mirrored(net: nn.Module, path: Path | Family, task: Task, *, points: int | S
         Pairs are symmetric about t = 1/2, where the pair is one network. `attrs`: task, average.
 
     Raises:
+        TypeError: for what is neither a path nor a family.
         ValueError: for fewer than two points, a family that is no interval, t outside [0, 1] where a path ends there,
             an unknown split or average.
         FloatingPointError: if a loss is NaN or infinite, naming split and t.
