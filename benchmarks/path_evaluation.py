@@ -1,25 +1,35 @@
-"""Evaluating a straight path of a one-hidden-layer network against a plain loop over t.
+"""Evaluating paths of one-hidden-layer networks against a plain loop over t, and against what cannot be avoided.
 
-Images are random with MNIST's shape and sparsity (19 % of the pixels are set); both ways read the same uint8 tensors in
-memory and do the same work: nll, hits and calibration histogram of every t on both splits. The loop is cut into thirds
-that alternate with whole runs of `evaluate`, so that a drift of the machine's speed meets both alike.
+Images are random with MNIST's share of set pixels (19 %); all ways read the same uint8 tensors in memory and do the same
+work: nll, hits and calibration histogram of every t on both splits. The loop is cut into parts that alternate with whole
+runs of `evaluate`, so that a drift of the machine's speed meets both alike; on all but the first shape only some of its
+parts are run, and its time is extrapolated.
+
+Keys: `ratio` plain loop / `evaluate` on a segment, `t1001` time at T = 1001 / time at T, `limit` time / that of the
+products of the images with the two first layers alone (by oneDNN, as `evaluate` does them), `cifar_ratio` on images of
+CIFAR-10's shape, `arc_ratio` and `bezier_ratio` on curves through three points.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path as File
 
 import torch
 from torch.func import functional_call
 
-from benchmarks.measure import interleaved, median, peak_gib, result, table, where
+from benchmarks.measure import interleaved, median, peak_gib, ratio, result, table, where
 from lossland.evaluation import evaluate
-from lossland.kernels import class_scores
-from lossland.models import build, initial_weights
-from lossland.paths import segment
 from lossland.evaluation.scoring import batches
+from lossland.kernels import class_scores
+from lossland.models import MLP, build, initial_weights
+from lossland.paths import Path, arc, bezier, segment
+from lossland.products import packed, product
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, skeleton
+
+Scores = dict[tuple[float, str], tuple[float, float]]
+_PASS = 2000  # images of a product
 
 
 def random_task(train: int, test: int, shape: tuple[int, int, int], device: str) -> Task:
@@ -37,9 +47,9 @@ def random_task(train: int, test: int, shape: tuple[int, int, int], device: str)
 
 
 @torch.no_grad()
-def plain_loop(net: torch.nn.Module, ends: tuple[Weights, Weights], task: Task, ts: torch.Tensor) -> dict[tuple[float, str], tuple[float, float]]:
+def plain_loop(net: torch.nn.Module, path: Path, task: Task, ts: torch.Tensor) -> Scores:
     """Return (t, split) -> (nll, accuracy): one full forward pass per t, batches of 1000 from memory."""
-    bare, path, scores = skeleton(net), segment(*ends), {}
+    bare, scores = skeleton(net), {}
     for t in ts.tolist():
         weights = path.point(t)
         for name in ("train", "test"):
@@ -53,42 +63,102 @@ def plain_loop(net: torch.nn.Module, ends: tuple[Weights, Weights], task: Task, 
     return scores
 
 
+@torch.no_grad()
+def products_alone(points: list[Weights], task: Task) -> None:
+    """Multiply the prepared images of both splits with the first layers of the points."""
+    weights = [packed(point["linear.0.weight"]) for point in points]
+    for name in ("train", "test"):
+        for images, _ in batches(task, task.split(name), _PASS, torch.float32):
+            flat = packed(images.flatten(1))
+            for weight in weights:
+                product(flat, weight)
+
+
+def network(shape: tuple[int, int, int], width: int, device: str) -> tuple[MLP, list[Weights]]:
+    """Return a network and three points: four times initial weights, so that logits are as large as trained ones'."""
+    net = build("mlp", shape, 10, width=width)
+    return net, [{key: 4 * value for key, value in initial_weights(net, torch.Generator().manual_seed(seed), device=device).items()}
+                 for seed in (1, 2, 3)]
+
+
+def extra_memory(net: MLP, path: Path, task: Task, points: int) -> float:
+    """Return by how many MiB resident memory rises during `evaluate`, what is compiled left out; NaN if unknown."""
+    evaluate(net, path, task.subset(100, 100), points=points)
+    status, reset = File("/proc/self/status"), File("/proc/self/clear_refs")
+    if not reset.exists():
+        return float("nan")
+
+    def kib(key: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+
+    reset.write_text("5")  # the peak starts anew
+    before = kib("VmRSS")
+    evaluate(net, path, task, points=points)
+    return (kib("VmHWM") - before) / 1024
+
+
+def compare(what: str, net: MLP, path: Path, task: Task, args: argparse.Namespace, *, parts: int = 3,
+            more: dict[str, object] | None = None) -> tuple[dict[str, float], dict[str, list[float]], dict[str, str]]:
+    """Return figures, seconds and the row of the table of `evaluate` on a path, against three of so many parts of the loop."""
+    t = torch.arange(args.points, dtype=torch.float64) / (args.points - 1)
+    evaluate(net, path, task.subset(100, 100), points=args.points)  # what is compiled at the first call
+    seconds, results = interleaved({
+        "loop": lambda i: plain_loop(net, path, task, t[i::parts]),
+        "evaluate": lambda i: evaluate(net, path, task, points=args.points),
+        **(more or {}),
+    }, 3)
+    loop = {key: value for part in results["loop"] for key, value in part.items()}
+    ours = results["evaluate"][-1].set_index(["t", "split"])
+    nll = max(abs(ours.loc[key, "nll"] - value[0]) for key, value in loop.items())
+    accuracy = max(abs(ours.loc[key, "accuracy"] - value[1]) for key, value in loop.items())
+    share = len(loop) / 2 / args.points  # of the points, both splits each
+    loop_s, ours_s = sum(seconds["loop"]) / share, median(seconds["evaluate"])
+    images = len(task.train) + len(task.test)
+    row = {"what": f"{what} ({results['evaluate'][0].attrs['way']})", "T": str(args.points),
+           "shape": f"{task.train.images[0].numel()}-{args.width}-10, {images} images",
+           "seconds": f"{ours_s:.2f}", "plain loop": f"{loop_s:.1f}" + ("" if share == 1 else f" (from {share:.0%})"),
+           "ratio": f"{loop_s / ours_s:.1f}"}
+    return {"ratio": loop_s / ours_s, "seconds": ours_s, "nll": nll, "accuracy": accuracy}, seconds, row
+
+
 def main() -> None:
     """Print the table and the RESULT line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=61)
     parser.add_argument("--width", type=int, default=2000)
     parser.add_argument("--images", type=int, nargs=2, default=(60_000, 10_000))
+    parser.add_argument("--cifar", type=int, nargs=2, default=(50_000, 10_000), help="images of CIFAR-10's shape; 0 0: none")
     parser.add_argument("--shape", type=int, nargs=3, default=(1, 28, 28))
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     task = random_task(*args.images, tuple(args.shape), args.device)
-    net = build("mlp", tuple(args.shape), 10, width=args.width)
-    # Four times the initial weights: logits as large as those of a trained network
-    ends = tuple({key: 4 * value for key, value in initial_weights(net, torch.Generator().manual_seed(seed), device=args.device).items()}
-                 for seed in (1, 2))
-    t = torch.arange(args.points, dtype=torch.float64) / (args.points - 1)
-    before = peak_gib()
-    evaluate(net, segment(*ends), task, points=args.points)
-    memory = peak_gib() - before
-    seconds, results = interleaved({
-        "plain loop over t": lambda i: plain_loop(net, ends, task, t[i::3]),
-        "evaluate": lambda i: evaluate(net, segment(*ends), task, points=args.points),
-    }, 3)
-    loop = {key: value for part in results["plain loop over t"] for key, value in part.items()}
-    ours = results["evaluate"][-1].set_index(["t", "split"])
-    nll_diff = max(abs(ours.loc[key, "nll"] - value[0]) for key, value in loop.items())
-    hits_diff = max(abs(ours.loc[key, "accuracy"] - value[1]) for key, value in loop.items())
-    loop_s, ours_s = sum(seconds["plain loop over t"]), median(seconds["evaluate"])
-    shape = f"{task.train.images[0].numel()}-{args.width}-10, T={args.points}, {sum(args.images)} images"
+    net, ends = network(tuple(args.shape), args.width, args.device)
+    straight = segment(*ends[:2])
+    memory = extra_memory(net, straight, task, args.points)
+    main_, seconds, row = compare("segment", net, straight, task, args, more={
+        "dense": lambda i: evaluate(net, straight, task, points=1001),
+        "products": lambda i: products_alone(ends[:2], task)})
+    rows, curves = [row], {}
+    for what, path in (("arc", arc(*ends)), ("bezier", bezier(ends))):
+        curves[what], _, row = compare(what, net, path, task, args, parts=12)
+        rows.append(row)
+    keys = {}
+    if min(args.cifar) > 0:
+        del task
+        wide = random_task(*args.cifar, (3, 32, 32), args.device)
+        net, ends = network((3, 32, 32), args.width, args.device)
+        cifar, _, row = compare("segment", net, segment(*ends[:2]), wide, args, parts=12)
+        keys = {"cifar_ratio": cifar["ratio"]}
+        rows.append(row)
     print(where())
-    print(table([
-        {"what": "plain loop over t", "shape": shape, "seconds": f"{loop_s:.2f}", "ratio": "1", "extra memory [GiB]": "-"},
-        {"what": f"evaluate ({results['evaluate'][0].attrs['way']})", "shape": shape, "seconds": f"{ours_s:.2f}",
-         "ratio": f"{loop_s / ours_s:.1f}", "extra memory [GiB]": f"{memory:.2f}"},
-    ]))
-    print(result("path_evaluation", ratio=loop_s / ours_s, max_diff=max(nll_diff, hits_diff), nll_diff=nll_diff,
-                 accuracy_diff=hits_diff, seconds=ours_s, peak_gib=peak_gib(), device=args.device))
+    print(table(rows))
+    print(f"T = 1001: {median(seconds['dense']):.2f} s; the two products alone: {median(seconds['products']):.2f} s; "
+          f"extra memory {memory:.0f} MiB")
+    print(result("path_evaluation", ratio=main_["ratio"], t1001=ratio(seconds["dense"], seconds["evaluate"]),
+                 limit=ratio(seconds["evaluate"], seconds["products"]), **keys, arc_ratio=curves["arc"]["ratio"],
+                 bezier_ratio=curves["bezier"]["ratio"], max_diff=max(main_["nll"], main_["accuracy"]), nll_diff=main_["nll"],
+                 accuracy_diff=main_["accuracy"], seconds=main_["seconds"], extra_mib=memory, peak_gib=peak_gib(),
+                 device=args.device))
 
 
 if __name__ == "__main__":
