@@ -235,3 +235,17 @@ def test_numba_is_imported_late_and_what_it_compiles_is_kept(tmp_path):
     runs = [subprocess.run([sys.executable, "-c", _RUN], env=environment, capture_output=True, text=True, check=True)
             for _ in range(2)]
     assert [run.stdout.strip() for run in runs] == ["0", "1"]
+
+
+_NOWHERE = """
+import numba.core.caching
+numba.core.caching.CacheImpl._locator_classes[1:] = []  # only NUMBA_CACHE_DIR is left, and it is not given
+from lossland.kernels import sweep
+print(callable(sweep._compiled(3)))
+"""
+
+
+def test_where_nothing_can_be_kept_the_sweep_runs_all_the_same():
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
+    run = subprocess.run([sys.executable, "-c", _NOWHERE], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"

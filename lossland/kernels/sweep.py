@@ -9,12 +9,10 @@ changes (or taken away there), and a running sum over the T buckets gives the su
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,8 @@ _FEWEST = 8  # points: below, the loop over t is as fast
 _BUCKETS = 64 * 2**20  # bytes of the buckets of one image: beyond, they leave the cache
 _LANES = 16  # numbers at a time
 _CLOSE = {torch.float64: 1e-9, torch.float32: 1e-6}  # coefficients and those of a curve that has a closed form
+
+_folders: list[tempfile.TemporaryDirectory] = []  # removed at the end of the process
 
 _BEZIER = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
 _ARC = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, -1.0], [-1.0, 0.0, 2.0]], dtype=torch.float64)
@@ -171,9 +171,18 @@ def _memory(leg: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _compiled(k: int) -> Callable[..., None]:
-    """Import numba when it is needed, and let it keep what it compiles where it may write."""
-    if "NUMBA_CACHE_DIR" not in os.environ and not os.access(Path(__file__).parent, os.W_OK):
-        os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"lossland-numba-{os.getuid()}")
-    from lossland.kernels import _cpu
+    """Return the compiled sweep. numba is imported here, when it is needed; it keeps what it compiles on disk.
+
+    Where: the folder that ``NUMBA_CACHE_DIR`` names, or ``__pycache__`` beside the source, or the user's cache folder;
+    where none of them can be written, a folder of this process.
+    """
+    try:
+        from lossland.kernels import _cpu
+    except RuntimeError:  # from numba, which looks for a folder when it is told to keep what it compiles
+        import numba
+
+        _folders.append(tempfile.TemporaryDirectory(prefix="lossland-"))
+        numba.config.CACHE_DIR = _folders[0].name
+        from lossland.kernels import _cpu
 
     return {2: _cpu.sweep_two, 3: _cpu.sweep_three}[k]
