@@ -49,11 +49,13 @@ class Draws:
         return Sample(where, mixtures, points, networks)
 
     def _whole(self, n: int) -> tuple[Tensor, tuple[Mixture, ...]]:
-        where, everything = self.family.draw(self._streams[_POSITIONS], n), slice(0, self.layout.size)
+        where = self.family.draw(self._streams[_POSITIONS], n, strata=self.recipe.strata)
+        everything = slice(0, self.layout.size)
         return where, tuple(((everything, row),) for row in self.family.coefficients(where).tolist())
 
     def _layerwise(self, n: int) -> tuple[Tensor, tuple[Mixture, ...]]:
-        where = self.family.draw_layerwise(self._streams[_LAYERS], n, len(self.layout.modules))
+        where = self.family.draw_layerwise(self._streams[_LAYERS], n, len(self.layout.modules),
+                                           strata=self.recipe.strata)
         rows = self.family.coefficients(where.flatten(0, 1)).unflatten(0, where.shape[:2]).tolist()  # (n, M, k)
         return where, tuple(tuple((stretch, coefficients) for module, coefficients in
                                   zip(self.layout.modules, row, strict=True) for stretch in module) for row in rows)

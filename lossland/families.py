@@ -76,11 +76,12 @@ class Family:
             parts = self._basis()(t).sum(0)  # (k,): each row depends on its own t alone
             return torch.stack([torch.autograd.grad(part, t, retain_graph=True)[0] for part in parts], dim=1)
 
-    def draw(self, generator: torch.Generator, draws: int = 1) -> Tensor:
+    def draw(self, generator: torch.Generator, draws: int = 1, *, strata: bool = True) -> Tensor:
         """Return the positions of random members, as `coefficients` takes them, in float64.
 
         On an interval: t (draws,), stratified: one t ~ U in each of `draws` equal parts of [0, 1], in order; together
-        they are uniform. On a simplex: (draws, k), each uniform by normalised exponentials.
+        they are uniform; without strata, each is uniform on its own. On a simplex: (draws, k), each uniform by
+        normalised exponentials.
 
         Source: G18 Eq. (3); W21 Algorithm 1. The strata are ours.
         """
@@ -88,9 +89,10 @@ class Family:
             rows = [torch.empty(len(self.points), dtype=torch.float64).exponential_(generator=generator)
                     for _ in range(draws)]
             return torch.stack([row / row.sum() for row in rows])
-        return (torch.arange(draws) + torch.rand(draws, generator=generator, dtype=torch.float64)) / draws
+        t = torch.rand(draws, generator=generator, dtype=torch.float64)
+        return (torch.arange(draws) + t) / draws if strata else t
 
-    def draw_layerwise(self, generator: torch.Generator, draws: int, modules: int) -> Tensor:
+    def draw_layerwise(self, generator: torch.Generator, draws: int, modules: int, *, strata: bool = True) -> Tensor:
         """Return positions (draws, modules) float64, on a simplex (draws, modules, k): independent for every module.
 
         On an interval the draws of a module are stratified as those of `draw`, in an order of its own.
@@ -100,8 +102,8 @@ class Family:
         if self.domain == "simplex":
             rows = torch.empty(draws, modules, len(self.points), dtype=torch.float64).exponential_(generator=generator)
             return rows / rows.sum(-1, keepdim=True)
-        order = torch.rand(draws, modules, generator=generator, dtype=torch.float64).argsort(0)
-        return (order + torch.rand(draws, modules, generator=generator, dtype=torch.float64)) / draws
+        order, t = torch.rand(2, draws, modules, generator=generator, dtype=torch.float64)
+        return (order.argsort(0) + t) / draws if strata else t
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Return the coefficients (k,) float64 of one random member."""
@@ -159,7 +161,7 @@ class Family:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"count must be a whole number >= 1, got {count!r}")
         generator = torch.Generator().manual_seed(seed)
-        return self.members(torch.cat([self.draw(generator) for _ in range(count)]))
+        return self.members(self.draw(generator, count, strata=False))
 
     def _check_positions(self, where: Tensor) -> None:
         k = len(self.points)

@@ -19,7 +19,7 @@ SIMILARITY_ON = ("own", "same")
 
 # Fields that came after the first stored recipes, and what those meant
 _LATER = {"draws": 1, "measure": "parameter", "cycle": 0, "lr_low": 0.0, "clip": 0.0, "beta": 0.0, "layerwise": False,
-          "similarity": 0.0, "similarity_on": "own", "smoothing": 0.0}
+          "similarity": 0.0, "similarity_on": "own", "smoothing": 0.0, "strata": True}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Recipe:
         augment: whether the task's augmentation is used.
         precision: "float32", "float64", or "bfloat16" (autocast over float32 weights).
         draws: sampled networks per step (s of W21 App. B). The batch is cut into as many parts, one per network, so
-            that a step costs the same; on an interval there is one t in each of `draws` equal parts of [0, 1].
+            that a step costs the same.
         measure: what the mean over a curve is taken over: "parameter": t ~ U(0, 1) (G18 Eq. (3)); "length": the
             uniform distribution on the curve (G18 Eqs. (1), (2)), see `training.fit`.
         cycle: epochs in a cycle of "triangular" and "restarts"; with "constant" the epochs between two members, 0: 1.
@@ -56,6 +56,8 @@ class Recipe:
             part of the batch, image by image, so that nothing is computed twice; "same": those of the first network,
             which the second one sees, too.
         smoothing: label smoothing of the training loss, in [0, 1).
+        strata: on an interval, whether there is one t in each of `draws` equal parts of [0, 1]; False: independent t
+            (W21 App. B).
     """
 
     epochs: int
@@ -78,6 +80,7 @@ class Recipe:
     similarity: float = 0.0
     similarity_on: str = "own"
     smoothing: float = 0.0
+    strata: bool = True
 
     def __post_init__(self) -> None:
         choose("decay_on", self.decay_on, ("points", "sampled"))
@@ -103,8 +106,9 @@ class Recipe:
     def _check_subspace(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
-        if not isinstance(self.layerwise, bool):
-            raise TypeError(f"layerwise must be True or False, got {self.layerwise!r}")
+        for name in ("layerwise", "strata"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.batch_size % self.draws:
             raise ValueError("draws must divide batch_size, so that every sampled network sees as many images "
                              f"(W21 App. B), got {self.draws} draws of batches of {self.batch_size}")

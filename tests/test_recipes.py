@@ -126,7 +126,7 @@ def test_fields_added_later_leave_the_keys_of_stored_recipes_alone():
 
 @pytest.mark.parametrize("change", [{"draws": 2}, {"draws": 2, "measure": "length"}, {"clip": 0.25},
                                     {"beta": 1.0}, {"layerwise": True}, {"similarity": 1.0, "draws": 2}, {"smoothing": 0.1},
-                                    {"similarity_on": "same"},
+                                    {"similarity_on": "same"}, {"strata": False},
                                     {"schedule": "triangular", "cycle": 2, "lr_low": 0.01}])
 def test_a_new_field_with_a_value_of_its_own_makes_another_entry(change):
     changed = replace(QUICK, **change)

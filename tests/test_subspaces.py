@@ -101,11 +101,12 @@ CASES = [(kind, change) for kind in KINDS for change in (
 CASES += [(kind, change) for kind in ("line", "bezier") for change in (
     {"draws": 2, "similarity": 3.0}, {"draws": 4, "similarity": 3.0, "similarity_on": "same", "beta": 1.0})]
 CASES += [("line", {"smoothing": 0.2}), ("simplex3", {"layerwise": True, "smoothing": 0.1}),
-          ("line", {"draws": 2, "similarity": 2.0, "decay_on": "sampled", "smoothing": 0.3})]
+          ("line", {"draws": 2, "similarity": 2.0, "decay_on": "sampled", "smoothing": 0.3, "strata": False})]
+LARGE = [("bezier", {"beta": 1.0}), ("simplex3", {"layerwise": True, "beta": 2.0, "draws": 2}),
+         ("line", {"draws": 2, "similarity": 3.0, "similarity_on": "same", "beta": 1.0})]
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("kind, change", CASES)
+@pytest.mark.parametrize("kind, change, size", [(*case, "small") for case in CASES] + [(*case, "large") for case in LARGE])
 def test_every_control_point_moves_as_by_autograd_through_the_combination(kind, change, size, monkeypatch):
     if size == "large":  # the way of networks of more than a million weights, in pieces that cut through tensors
         monkeypatch.setattr(flat, "_LARGE", 1)
@@ -189,6 +190,19 @@ def test_layerwise_draws_are_uniform_and_independent_from_module_to_module():
     for row in drawn:  # of one network: a t for each module
         assert abs(float(row.mean()) - 1 / 2) < 0.01 and abs(float(row.var()) - 1 / 12) < 0.005
         assert abs(float(torch.corrcoef(torch.stack([row[::2], row[1::2]]))[0, 1])) < 0.03
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_without_strata_the_draws_of_a_step_are_independent(layerwise):
+    recipe, family = replace(RECIPE, draws=4, strata=False, layerwise=layerwise), begin("line")
+    draws = Draws(family, recipe, Layout.of(NET, family.points[0]), seed=0, epoch=0)
+    where = torch.stack([draws.next(4).where.reshape(4, -1)[:, 0] for _ in range(4000)]).T  # (4, 4000)
+    assert_close(torch.corrcoef(where), torch.eye(4, dtype=torch.float64), atol=0.06, rtol=0)
+    for row in where:
+        assert abs(float(row.mean()) - 1 / 2) < 0.02 and abs(float(row.var()) - 1 / 12) < 0.006
+    single = replace(recipe, draws=1, layerwise=False)  # one draw is the same with strata and without
+    one, other = (Draws(family, replace(single, strata=strata), draws.layout, seed=0, epoch=0).next(1).where for strata in (True, False))
+    assert torch.equal(one, other)
 
 
 def test_layerwise_gives_every_module_with_parameters_its_own_coefficients():
@@ -335,6 +349,7 @@ def test_a_diverging_layerwise_run_says_so():
     ({"similarity": 1.0, "draws": 2, "measure": "length"}, ValueError, "does not go together with measure='length'"),
     ({"similarity_on": "sane"}, ValueError, "did you mean 'same'"),
     ({"layerwise": True, "draws": 2, "measure": "length"}, ValueError, "layerwise=True needs measure='parameter'"),
+    ({"strata": None}, TypeError, "strata must be True or False, got None"),
     ({"layerwise": 1}, TypeError, "layerwise must be True or False, got 1"),
     ({"smoothing": 1.0}, ValueError, "smoothing must be in \\[0, 1\\), got 1.0"),
     ({"smoothing": -0.1}, ValueError, "smoothing must be in \\[0, 1\\), got -0.1"),
