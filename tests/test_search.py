@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from conftest import make_task
 from lossland.evaluation import evaluate
+from lossland.families import bezier
+from lossland.models import build, initial_weights
 from lossland.paths import Path, chain, segment
 from lossland.tasks import Split
 from lossland.search import worst
@@ -54,6 +56,17 @@ def test_a_narrow_cone_that_the_grid_misses_is_climbed_to_its_tip():
     assert found.grid_value < 1.3 and found.value == pytest.approx(2.1, abs=1e-4)
     assert found.t == pytest.approx(0.4083, abs=1e-5) and found.settled
     assert found.evaluations == len(found.table) <= 61 + 12
+
+
+def test_a_grid_that_costs_next_to_nothing_is_dense():
+    net = build("mlp", TASK.input_shape, 2, width=9)
+    a, b, c = (initial_weights(net, torch.Generator().manual_seed(seed)) for seed in range(3))
+    for path, points in ((segment(a, b), 1001), (bezier(a, b), 1001), (chain([a, c, b]), 1001), (bezier(a, b, bends=2), 121),
+                         (Path((lambda s: segment(a, b)(s),)), 61)):
+        found = worst(net, path, TASK)
+        assert (found.table["round"] == 0).sum() == points and found.evaluations < points + 40
+        assert found.value >= found.grid_value >= worst(net, path, TASK, points=61, most=0).value - 1e-6
+    assert (worst(Margin(), with_loss(bell), TASK).table["round"] == 0).sum() == 61
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from lossland import kernels
 from lossland.evaluation import scoring
 from lossland.evaluation.lengths import Lengths
 from lossland.evaluation.mixtures import Mixtures, skeletons_of
@@ -86,6 +87,18 @@ class Walk:
         mixtures = Mixtures(self.net, self.task, points, fused=False, skeletons=self.skeletons)
         mixtures.score(self.totals, where, torch.eye(len(points), dtype=torch.float64), tick)
         self.ways.add(mixtures.way)
+
+
+def swept(net: nn.Module, path: Path, points: int) -> bool:
+    """Say whether so many points of a path cost little more than a few: whether one compiled sweep serves all."""
+    return one_hidden(net) and all(_swept(leg, points) or Exchanges.serves(net, leg) for leg in path.legs)
+
+
+def _swept(leg: Leg, points: int) -> bool:
+    if not isinstance(leg, Mix):
+        return False
+    c = leg.basis(torch.linspace(0, 1, points, dtype=torch.float64))
+    return kernels.path_way(c, [point["linear.1.weight"] for point in leg.points]) == "sweep"
 
 
 def _interned(points: Iterator[Weights]) -> Iterator[Weights]:
