@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -22,7 +23,7 @@ from lossland.weights import Weights, skeleton
 from lossland.workers import in_threads
 
 _CACHE = 8 * 2**20  # bytes of the largest result of a pass on a CPU: what is made stays in cache until it is read
-_FEATURES = 32 * 2**20  # bytes of the pre-activations of a pass on a CPU: small enough that memory is used again
+_FEATURES = 32 * 2**20  # bytes of pre-activations at a time on a CPU: small enough that memory is used again
 _LEAST = 16  # images per pass, so that weights are read for several of them
 
 
@@ -91,22 +92,23 @@ class Mixtures:
         first = [(packed(point["linear.0.weight"]), point.get("linear.0.bias")) for point in self.points]
         self.way = "fused" if self.exact else kernels.path_way(coefficients, heads)
 
-        def scored(labelled: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            images = packed(self.task.prepare(labelled[0], self.like.dtype).flatten(1))
+        def scored(split: Split, window: slice) -> tuple[Tensor, Tensor, Tensor]:  # images of a folder are read here
+            images = packed(self.task.prepare(split.images[window], self.like.dtype).flatten(1))
             features = [product(images, weight, bias) for weight, bias in first]
-            return kernels.path_scores(features, coefficients, heads, biases, labelled[1], bins=scoring.BINS,
-                                       exact=self.exact)
+            return kernels.path_scores(features, coefficients, heads, biases, split.labels[window],
+                                       bins=scoring.BINS, exact=self.exact)
 
         on_cpu = self.like.device.type == "cpu"
-        most = min(scoring.SHARED, _FEATURES // torch.get_num_threads()) if on_cpu else scoring.SHARED
+        most = min(scoring.SHARED, _FEATURES // min(torch.get_num_threads(), 8)) if on_cpu else scoring.SHARED
         size = max(1, most // (len(heads) * heads[0].shape[1] * self.like.itemsize))
         for name, sums in totals.items():
             split = self.task.split(name)
-            blocks = list(zip(split.images.split(size), split.labels.split(size), strict=True))
-            scores = in_threads(scored, blocks) if on_cpu else map(scored, blocks)
-            for (_, labels), found in zip(blocks, scores, strict=True):
+            windows = [slice(i, min(i + size, len(split))) for i in range(0, len(split), size)]
+            one = partial(scored, split)
+            scores = in_threads(one, windows) if on_cpu else map(one, windows)
+            for window, found in zip(windows, scores, strict=True):
                 sums.add_scores(where, *found)
-                tick(len(where) * len(labels) / len(split))
+                tick(len(where) * (window.stop - window.start) / len(split))
 
     def _blocks(self, split: Split, cost: Cost | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yield a split in runs of batches (images, labels) that fit into memory with what members share of them."""
