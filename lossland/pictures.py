@@ -104,7 +104,9 @@ class Picture(Figure):
         kind = kwargs.get("format") or str(fname).rpartition(".")[2].lower()
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
         metadata = {**dates.get(kind, {}), **(kwargs.pop("metadata", None) or {})}
-        with matplotlib.rc_context({"svg.hashsalt": "lossland"}):
+        # Ticks are chosen anew at every draw, by the size of type that is set then: by another one than the layout's,
+        # wider labels would push an axis's name out of the figure.
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": "lossland"}):
             super().savefig(fname, metadata=metadata, **kwargs)
 
 

@@ -236,3 +236,10 @@ def test_ends_have_a_panel_for_each_statistic_and_a_dot_for_each_repeat():
 def test_bad_tables_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_ticks_are_those_that_the_layout_has_room_for():
+    table = _mixtures().assign(accuracy=lambda rows: 0.96 + 0.0185 * (rows.epoch == 20))  # ticks every 0.25 or 0.5
+    figure = midpoints.plot_mixtures(table)
+    figure.png()
+    assert figure.axes[0].yaxis.label.get_window_extent().x0 >= 0
