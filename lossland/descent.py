@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lossland.draws import Sample
 from lossland.families import Family
-from lossland.flat import FlatNetwork, alike
+from lossland.flat import FlatNetwork
 from lossland.layout import Layout, Mixture, within
-from lossland.regularisers import Apart
+from lossland.regularisers import Apart, alike
 from lossland.schedules import Recipe, batches_per_epoch
 from lossland.tasks import Task
 
@@ -123,8 +123,40 @@ def _gradients(state: State, networks: Sequence[FlatNetwork], run: Run, parts: l
         apart = float((sample.where[pair[0]] - sample.where[pair[1]]).abs())
         # Every network's gradient is divided by their number in the end; lambda is not.
         factor = run.recipe.similarity * apart * len(parts)
-        found = alike(networks, [parts[j] for j in pair], factor, same=run.recipe.similarity_on == "same")
+        found = _compare(networks, [parts[j] for j in pair], factor, same=run.recipe.similarity_on == "same")
         yield from ((network, j, *scores) for network, j, scores in zip(networks, pair, found, strict=True))
+
+
+def _compare(networks: Sequence[FlatNetwork], parts: Sequence[tuple[Tensor, ...]], factor: float, *,
+             same: bool) -> list[tuple[Tensor, Tensor]]:
+    """Work out the gradients of two networks' cross-entropies and of what their features have in common.
+
+    The sum of the two losses and `factor` times `alike` of the features has one graph.
+
+    Args:
+        networks: two, which keep their features.
+        parts: images and labels for each.
+        factor: of cos^2.
+        same: whether both networks' features are those of the first one's images; else each has its own.
+
+    Returns:
+        For each network its loss and the number of hits.
+
+    Source: W21 Eq. (13).
+    """
+    (first, second), losses, found, features = networks, [], [], []
+    for network, part in zip(networks, parts, strict=True):
+        network.clear()
+        loss, hits = network.forward(*part)
+        losses.append(loss)
+        found.append((loss.detach(), hits))
+        features.append(network.features)
+    if same:
+        second.forward(*parts[0])
+        features[1] = second.features
+    one, other = (phi.to(first.theta.dtype) for phi in features)
+    (losses[0] + losses[1] + factor * alike(one, other)).backward()
+    return found
 
 
 def _descend(state: State, network: FlatNetwork, run: Run, mixture: Mixture, *, share: Tensor | None,

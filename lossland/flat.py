@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from lossland.batchnorm import fresh_buffers
 from lossland.layout import Mixture
@@ -128,40 +128,6 @@ class FlatNetwork:
             flat = torch.zeros(stop - start).to(parameter) if parameter.grad is None else parameter.grad.view(-1)
             yield from ((piece, flat[piece.start - start : piece.stop - start]) for piece in self._slices(start, stop))
             start = stop
-
-
-def alike(networks: Sequence[FlatNetwork], parts: Sequence[tuple[Tensor, Tensor]], factor: float, *,
-          same: bool) -> list[tuple[Tensor, Tensor]]:
-    """Work out the gradients of two networks' cross-entropies and of what their features have in common.
-
-    To the sum of the two losses `factor` times the mean of cos^2(phi_1, phi_2) over the images is added: image by
-    image, as many as both parts have.
-
-    Args:
-        networks: two, which keep their features.
-        parts: images and labels for each.
-        factor: of cos^2.
-        same: whether both networks' features are those of the first one's images; else each has its own.
-
-    Returns:
-        For each network its loss and the number of hits.
-
-    Source: W21 Eq. (13).
-    """
-    (first, second), losses, found, features = networks, [], [], []
-    for network, part in zip(networks, parts, strict=True):
-        network.clear()
-        loss, hits = network.forward(*part)
-        losses.append(loss)
-        found.append((loss.detach(), hits))
-        features.append(network.features)
-    if same:
-        second.forward(*parts[0])
-        features[1] = second.features
-    count = min(map(len, features))
-    one, other = (phi[:count].flatten(1).to(first.theta.dtype) for phi in features)
-    (losses[0] + losses[1] + factor * cosine_similarity(one, other, dim=1).square().mean()).backward()
-    return found
 
 
 @contextmanager

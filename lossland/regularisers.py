@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from lossland.batchnorm import norm_parameters
 from lossland.families import Family
@@ -66,6 +67,22 @@ class Apart:
             done = max(done, part.stop)
         if decay and done < len(velocity):
             velocity[done:].add_(points[i, done:], alpha=decay)
+
+
+def alike(one: Tensor, other: Tensor) -> Tensor:
+    """Return the mean over images of cos^2 between two networks' features, each image's numbers taken as one vector.
+
+    Args:
+        one, other: (n, ...) and (n', ...) features; the first min(n, n') images of both are compared.
+
+    Source: W21 Eq. (13), which does not say how features of several images are put together.
+
+    Examples:
+        >>> alike(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [3.0, 0.0], [1.0, 1.0]]))
+        tensor(0.5000)
+    """
+    count = min(len(one), len(other))
+    return cosine_similarity(one[:count].flatten(1), other[:count].flatten(1), dim=1).square().mean()
 
 
 def check_suits(family: Family, recipe: Recipe) -> None:

@@ -125,9 +125,9 @@ class Fit:
 
     Attributes:
         family: the family with its trained control points, on the task's device.
-        history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training, without what the
-            recipe adds to the cross-entropy], accuracy [fraction], seconds; with two or more free control points also
-            their distance and cos2 at the end of the epoch (`regularisers.spread`).
+        history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training; label smoothing is in
+            it, what else the recipe adds is not], accuracy [fraction], seconds; with two or more free control points
+            also their distance and cos2 at the end of the epoch (`regularisers.spread`).
         velocity: what SGD's momentum has gathered, one for each free control point, where `until` asked for it.
         start: distance and cos2 of the free control points before training; empty where there are fewer than two.
     """

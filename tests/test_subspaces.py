@@ -18,7 +18,7 @@ from lossland.draws import Draws
 from lossland.families import Family
 from lossland.layout import Layout
 from lossland.many import fit_many
-from lossland.regularisers import spread
+from lossland.regularisers import alike, spread
 from lossland.sampling import stream_seed
 from lossland.store import Store
 from lossland.tasks import Split, Task
@@ -412,6 +412,12 @@ def test_a_network_of_zeros_has_no_angle():
     assert found == {"distance": pytest.approx(weights**0.5), "cos2": 0.0}
     with pytest.raises(ValueError, match="points must hold at least two networks, got 1"):
         spread(NET, [one])
+
+
+def test_features_of_several_words_are_one_vector_for_each_text():
+    one, other = torch.randn(2, 5, 7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    by_hand = [float((a * b).sum() / (a.norm() * b.norm())) ** 2 for a, b in zip(one, other[:4])]
+    assert float(alike(one, other[:4])) == pytest.approx(sum(by_hand) / 4)
 
 
 def test_a_language_model_is_learned_as_a_line():
