@@ -1,8 +1,10 @@
 """The path sweep against the plain loop over t that specifies it."""
 
+import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from conftest import make_task
 from lossland import evaluation as ev
 from lossland import models, paths
 from lossland.bases import arc_basis, bezier_basis, linear_basis
-from lossland.kernels import path_scores, path_way, reference
+from lossland.kernels import _cpu, path_scores, path_way, reference
 from lossland.kernels.sweep import leg_of, path_sweep
 
 CURVES = {"segment": linear_basis, "arc": arc_basis, "bezier": lambda s: bezier_basis(s, 1)}
@@ -215,6 +217,14 @@ def test_tables_do_not_depend_on_the_number_of_threads(exact, monkeypatch):
     three = ev.evaluate(net, paths.segment({k: v.requires_grad_() for k, v in a.items()}, b), TASK, exact=exact)
     torch.set_num_threads(1)
     assert (one.nll - three.nll).abs().max() < 1e-13 and (one.accuracy == three.accuracy).all()
+
+
+def test_what_was_compiled_from_other_sources_is_not_read():
+    """numba looks at the file of a function only, and at what it encloses."""
+    folder = Path(_cpu.__file__).parent
+    parts = b"".join((folder / name).read_bytes() for name in ("_lanes.py", "_buckets.py"))
+    for function in (_cpu.sweep_two, _cpu.sweep_three):
+        assert hashlib.sha256(parts).hexdigest() in [cell.cell_contents for cell in function.py_func.__closure__]
 
 
 _RUN = """
