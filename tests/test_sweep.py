@@ -1,6 +1,7 @@
 """The path sweep against the plain loop over t that specifies it."""
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -112,6 +113,23 @@ def test_of_equal_logits_the_first_class_counts_as_in_the_reference(curve):
     args = leg(curve, 20)
     args[2], args[3] = args[2][:, :1].repeat(1, 5, 1), args[3][:, :1].repeat(1, 5)
     assert torch.equal(path_scores(*args)[1], reference.path_scores(*args)[1])
+
+
+def test_a_thousand_undecided_images_do_not_overflow():
+    """The logarithms of their norms are taken of products of a few."""
+    args = leg("segment", 9, 1000, 3, 17)
+    args[2].zero_(), args[3].zero_()
+    assert_equal_scores(args)
+    assert float(path_scores(*args)[0][0]) == pytest.approx(1000 * math.log(17))
+
+
+def test_the_reference_does_what_is_asked_to_be_exact(monkeypatch):
+    net = models.build("mlp", TASK.input_shape, 3, width=30)
+    a, b = (models.initial_weights(net, torch.Generator().manual_seed(s)) for s in range(2))
+    monkeypatch.delattr("lossland.kernels.path_sweep")
+    assert ev.evaluate(net, paths.segment(a, b), TASK, exact=True).attrs["way"] == "fused"
+    with pytest.raises(NameError, match="path_sweep"):
+        ev.evaluate(net, paths.segment(a, b), TASK)
 
 
 @pytest.mark.parametrize("curve", CURVES)

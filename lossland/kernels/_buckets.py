@@ -22,7 +22,7 @@ part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 @part
 def copied(z: Arrays, at: int, m: int, tile: Arrays) -> None:
-    """Copy the pre-activations of a tile, with zeros up to a multiple of 16."""
+    """Copy the pre-activations of a tile to where sixteen can be read at a time; what lies behind them is not used."""
     for j in range(len(z)):
         one, row = z[j], tile[j]
         full = m - m % 16
@@ -30,8 +30,6 @@ def copied(z: Arrays, at: int, m: int, tile: Arrays) -> None:
             store(row, u, load(one, at + u))
         for u in range(full, m):
             row[u] = one[at + u]
-        for u in range(m, -(-m // 16) * 16):
-            row[u] = 0
 
 
 @part
