@@ -22,5 +22,6 @@ def packed(matrix: Tensor) -> Tensor:
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return left @ right.T + bias as an ordinary tensor: (n, D) and (m, D), both packed, and (m,) give (n, m)."""
-    found = linear(left, right, bias)
+    # oneDNN would read the numbers of a bias with gaps as if it had none.
+    found = linear(left, right, None if bias is None else bias.contiguous())
     return found.to_dense() if found.is_mkldnn else found

@@ -35,3 +35,10 @@ def test_bad_numbers_stay_bad():
     left = draws(3, 4).float()
     left[1, 2] = torch.nan
     assert product(packed(left), packed(left)).isnan().tolist() == [[False, True, False], [True] * 3, [False, True, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bias_is_added_as_it_is_shown(dtype):
+    left, right, bias = draws(7, 5).to(dtype), draws(9, 5, seed=1).to(dtype), draws(30, seed=2).to(dtype)
+    for view in (bias[:9], bias[4:13], bias[1:28:3]):
+        assert_close(product(packed(left), packed(right), view), left @ right.T + view, rtol=0, atol=1e-5)
