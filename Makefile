@@ -83,7 +83,7 @@ edition: $(INSTALLED)  ## re-run every chapter and render your own book: make ed
 	@$(PY) book/_tools/build_edition.py $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
 
 notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
-	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py $(if $(ALL),--all)
+	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py --jobs $(JOBS) $(if $(ALL),--all)
 
 lab: $(INSTALLED)  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir=book/chapters

@@ -1,6 +1,6 @@
 """Execute the chapters at scale tiny in place and save their outputs in a form that can be compared.
 
-    python book/_tools/refresh_notebooks.py [--all] [CHAPTER ...]
+    python book/_tools/refresh_notebooks.py [--all] [--jobs N] [CHAPTER ...]
 
 Only chapters whose source stamp is out of date are run, unless --all is given. A failing chapter is left as it was.
 """
@@ -13,10 +13,13 @@ import io
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 from chapters import ONE_THREAD, chapters, find_chapter, read, source_stamp
+from execute_chapters import workers
 from nbformat import NotebookNode
 from PIL import Image
 
@@ -97,26 +100,38 @@ def refresh(path: Path) -> float:
     return seconds
 
 
-def main() -> int:
-    """Refresh the chapters that need it."""
+def attempt(path: Path) -> tuple[str, bool]:
+    """Refresh a chapter; return a line that says how it went, and whether it went through."""
     from nbclient.exceptions import CellExecutionError
 
+    try:
+        return f"{path.stem}: {refresh(path):.1f} s, {path.stat().st_size / 1e3:.0f} kB", True
+    except CellExecutionError as error:
+        return f"{path.stem}: {error}", False
+
+
+def main() -> int:
+    """Refresh the chapters that need it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapters", nargs="*", help="numbers or names (default: all of the book)")
     parser.add_argument("--all", action="store_true", help="also those whose stamp is up to date")
+    parser.add_argument("--jobs", type=int, help="chapters executed at a time (default: one per core, at most 4)")
     arguments = parser.parse_args()
     os.environ.update(ONE_THREAD)
-    failed = 0
+    waiting = []
     for path in [find_chapter(name) for name in arguments.chapters] or chapters():
         if is_stamped(path) and not arguments.all:
             print(f"{path.stem}: up to date")
-            continue
-        print(f"{path.stem}: executing ...", flush=True)
-        try:
-            print(f"{path.stem}: {refresh(path):.1f} s, {path.stat().st_size / 1e3:.0f} kB")
-        except CellExecutionError as error:
-            failed += 1
-            print(f"{path.stem}: {error}", file=sys.stderr)
+        else:
+            waiting.append(path)
+    if not waiting:
+        return 0
+    failed = 0
+    with ProcessPoolExecutor(min(arguments.jobs or workers(), len(waiting)), mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(attempt, path) for path in waiting]):
+            said, whole = done.result()
+            failed += not whole
+            print(said, file=sys.stdout if whole else sys.stderr, flush=True)
     return min(failed, 1)
 
 
