@@ -27,6 +27,7 @@ class Connector:
         low, high: interval of the worst network's accuracy on images like these.
         networks: how many were looked at, the ends included.
         images: how many (words, of a text) they were tested on.
+        tolerance: how far below the mean of the ends the worst may lie [fraction].
     """
 
     worst: float
@@ -36,6 +37,7 @@ class Connector:
     high: float
     networks: int
     images: int
+    tolerance: float = 0.0
 
     def __bool__(self) -> bool:
         """Return whether the verdict is "yes": what the images leave undecided is not true."""
@@ -48,24 +50,30 @@ class Connector:
 
     @property
     def verdict(self) -> str:
-        """Return "yes": the worst reaches the mean of the ends; "no": its interval lies below; "undecided"."""
-        return "yes" if self.worst >= self.mean else "no" if self.high < self.mean else "undecided"
+        """Return "yes": the worst reaches the mean of the ends, less the tolerance; "no": its interval lies below;
+        "undecided"."""
+        bar = self.mean - self.tolerance
+        return "yes" if self.worst >= bar else "no" if self.high < bar else "undecided"
 
     def __str__(self) -> str:
         """Return one sentence."""
         where = ", ".join(f"{value:.3g}" for value in self.at)
         return (f"{self.verdict}: the worst of {self.networks} networks, at {where}, has {self.worst:.2%} "
                 f"({self.low:.2%} to {self.high:.2%}) on {self.images} images; "
-                f"the ends have {self.mean:.2%} on average")
+                f"the ends have {self.mean:.2%} on average" +
+                (f", of which {self.tolerance:.2%} may be missing" if self.tolerance else ""))
 
 
 @torch.no_grad()
 def is_connector(net: nn.Module, path: Path | Family, task: Task, *, points: int | None = None, split: str = "test",
-                 level: float = 0.95, seed: int = 0) -> Connector:
+                 level: float = 0.95, tolerance: float = 0.0, seed: int = 0) -> Connector:
     """Return whether a path connects its ends, or a simplex its corners: is the worst network as accurate as they are?
 
-    The definitions compare an infimum with the mean accuracy of the ends "up to" an unsaid tolerance. Here the infimum
-    is the worst of the networks looked at, and the tolerance is what the number of images leaves open: an exact
+    The definitions compare an infimum with the mean accuracy of the ends, by a sign "greater or about equal" whose
+    "about" they leave open: `tolerance` says it. The ends belong to the path, so that without a tolerance a path whose
+    ends differ in accuracy cannot be a connector: the worse end lies below their mean.
+
+    The infimum is the worst of the networks looked at, and what the number of images leaves open is said by an exact
     (Clopper-Pearson) interval of its accuracy. As it is the worst of T networks, chosen by looking, the interval has
     level 1 - (1 - level) / T, so that the intervals of all T would hold together (Bonferroni). The ends' mean is taken
     as it was measured; all networks see the same images, which makes differences smaller than the interval says.
@@ -78,18 +86,24 @@ def is_connector(net: nn.Module, path: Path | Family, task: Task, *, points: int
             centre and random members, None: 61.
         split: of the task.
         level: of the interval.
+        tolerance: how far below the mean of the ends the worst may lie and still count [fraction]: 0.005 for half a
+            percentage point.
         seed: of the random members of a simplex.
 
     Returns:
         What was found, with `.verdict` "yes", "no" or "undecided"; true where it is "yes".
 
     Raises:
-        ValueError: for a family of one point, a level outside (0, 1), or fewer points than the ends (and the centre).
+        TypeError, ValueError: as `evaluate`; for a family of one point.
+        ValueError: for a level outside (0, 1), a tolerance outside [0, 1), or fewer points than the ends (and the
+            centre).
 
     Source: W21 Definition 1 (paths) and Definition 2 (m-connectors); the interval is ours.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be a fraction between 0 and 1, got {level!r}")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be a fraction >= 0 of accuracy, such as 0.005, got {tolerance!r}")
     if isinstance(path, Family) and path.domain == "simplex":
         places = _in_simplex(path, 61 if points is None else points, seed)
         accuracies = _accuracies(net, path, places, task, split)
@@ -104,7 +118,7 @@ def is_connector(net: nn.Module, path: Path | Family, task: Task, *, points: int
     worst = float(accuracies[row])
     interval = binomtest(round(worst * images), images).proportion_ci(1 - (1 - level) / len(places), method="exact")
     return Connector(worst, tuple(places[row].tolist()), tuple(ends.tolist()), float(interval.low),
-                     float(interval.high), len(places), images)
+                     float(interval.high), len(places), images, float(tolerance))
 
 
 def _in_simplex(family: Family, count: int, seed: int) -> Tensor:

@@ -97,3 +97,22 @@ def test_only_a_yes_is_true():
     yes, maybe, no = (Connector(worst, *parts, worst - 0.03, worst + 0.03, 61, 500) for worst in (0.9, 0.88, 0.8))
     assert [found.verdict for found in (yes, maybe, no)] == ["yes", "undecided", "no"]
     assert yes and not maybe and not no
+
+
+def test_a_tolerance_lowers_the_bar_and_is_said():
+    parts = (0.9, (0.5,), (0.91, 0.91), 0.88, 0.905, 61, 500)
+    found = [Connector(*parts, tolerance=gap) for gap in (0.0, 0.004, 0.006, 0.02)]
+    assert [each.verdict for each in found] == ["no", "no", "undecided", "yes"]
+    assert str(found[3]) == ("yes: the worst of 61 networks, at 0.5, has 90.00% (88.00% to 90.50%) on 500 images; "
+                             "the ends have 91.00% on average, of which 2.00% may be missing")
+    assert "missing" not in str(found[0])
+
+
+def test_ends_that_differ_are_connected_with_a_tolerance_only():
+    a, b = good(1), drawn(2)
+    strict = is_connector(net(), segment(a, b), TASK, points=5)
+    assert min(strict.ends) < strict.mean and strict.verdict != "yes"
+    easy = is_connector(net(), segment(a, b), TASK, points=5, tolerance=strict.mean - strict.worst + 1e-9)
+    assert easy.verdict == "yes" and (easy.worst, easy.low, easy.high) == (strict.worst, strict.low, strict.high)
+    with pytest.raises(ValueError, match="tolerance must be a fraction >= 0 of accuracy, such as 0.005, got -0.1"):
+        is_connector(net(), segment(a, b), TASK, tolerance=-0.1)
