@@ -32,7 +32,7 @@ def random_coefficients(kind: str, like: Weights, count: int, generator: torch.G
         generator: on the CPU.
 
     Returns:
-        Shapes (m, 1, ..., 1), or (m, *shape) per weight.
+        Tensors of shape (m, 1, ..., 1); per weight, m times the weight's own shape.
 
     Raises:
         ValueError: for another kind.
