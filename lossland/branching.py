@@ -14,7 +14,8 @@ from torch import nn
 
 from lossland.devices import device_name
 from lossland.ensembles.random_mixtures import KINDS, mixtures
-from lossland.families import point
+from lossland.evaluation.arguments import check_task, single
+from lossland.families import Family, point
 from lossland.identity import described, fingerprint
 from lossland.recipes import Resumed, stopped_at, trained
 from lossland.store import Checkpoint, Store
@@ -34,7 +35,7 @@ def _check_branches(recipe: Recipe, epoch: int, seeds: Sequence[int]) -> None:
         raise ValueError(f"epoch must be one of the recipe's 0..{recipe.epochs}, got {epoch!r}")
 
 
-def branches(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epoch: int, seeds: Sequence[int],
+def branches(net: nn.Module, start: Weights | Family, task: Task, recipe: Recipe, *, epoch: int, seeds: Sequence[int],
              seed: int = 0, name: Mapping[str, Any] | None = None, store: Store | None = None,
              progress: bool = False) -> list[Weights]:
     """Return networks that share the first k epochs of one run, and then have their own batches and augmentation.
@@ -45,7 +46,7 @@ def branches(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epoc
 
     Args:
         net: the network.
-        start: initial weights, theta_0.
+        start: initial weights, theta_0, or a family of that one point.
         task: the data.
         recipe: the whole schedule.
         epoch: k.
@@ -56,11 +57,13 @@ def branches(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epoc
         progress: show a line per network.
 
     Raises:
-        TypeError: for a single seed.
+        TypeError: for a single seed, or a start that is no network.
         ValueError: for no seeds, the same twice, or an epoch outside 0..recipe.epochs.
 
     Source: W21 Observation 4 and appendix H; Frankle et al. 2020.
     """
+    check_task(net, task)
+    start = single(net, start, "start")
     _check_branches(recipe, epoch, seeds)
     device, place = task.train.images.device, store or Store()
     if name is None:
@@ -89,14 +92,14 @@ def branches(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epoc
     return found
 
 
-def instability(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epochs: Sequence[int],
+def instability(net: nn.Module, start: Weights | Family, task: Task, recipe: Recipe, *, epochs: Sequence[int],
                 seeds: Sequence[int] = (1, 2), seed: int = 0, name: Mapping[str, Any] | None = None,
                 store: Store | None = None, progress: bool = False, **settings: Any) -> pd.DataFrame:
     """Return the instability analysis: `mixtures` of `branches` for every number of shared epochs.
 
     Args:
         net: the network.
-        start: initial weights.
+        start: initial weights, or a family of that one point.
         task: the data.
         recipe: the whole schedule.
         epochs: numbers k of shared epochs, such as (0, 1, 2, 5, 20).
@@ -113,6 +116,10 @@ def instability(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, e
 
     Source: W21 appendix H and Fig. 21.
     """
+    check_task(net, task)
+    start = single(net, start, "start")
+    if isinstance(epochs, int):
+        raise TypeError(f"epochs must be a sequence of numbers of shared epochs such as (0, {epochs}), got {epochs!r}")
     if not epochs:
         raise ValueError("epochs must hold at least one number of shared epochs, got none")
     for epoch in epochs:

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from lossland.evaluation import default_points, evaluate
+from lossland.evaluation.arguments import as_path, check_task
 from lossland.evaluation.scoring import Stateless, Sums, add_point
 from lossland.families import Family
 from lossland.paths import Path
@@ -104,11 +105,13 @@ def is_connector(net: nn.Module, path: Path | Family, task: Task, *, points: int
         raise ValueError(f"level must be a fraction between 0 and 1, got {level!r}")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be a fraction >= 0 of accuracy, such as 0.005, got {tolerance!r}")
+    check_task(net, task)
     if isinstance(path, Family) and path.domain == "simplex":
         places = _in_simplex(path, 61 if points is None else points, seed)
         accuracies = _accuracies(net, path, places, task, split)
         ends = accuracies[: len(path.points)]
     else:
+        as_path(path)
         points = default_points(path) if points is None else points
         table = evaluate(net, path, task, points=points, splits=(split,))
         places, accuracies = torch.tensor(table.t.to_numpy())[:, None], torch.tensor(table.accuracy.to_numpy())

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lossland.devices import device_name
 from lossland.errors import choose
 from lossland.evaluation import check_split
-from lossland.evaluation.scoring import Stateless, Sums, check_task, logits_of
-from lossland.families import point
+from lossland.evaluation.arguments import check_task, single
+from lossland.evaluation.scoring import Stateless, Sums, logits_of
+from lossland.families import Family, point
 from lossland.identity import described, fingerprint
 from lossland.schedules import batches_per_epoch
 from lossland.store import Checkpoint, Store
@@ -52,7 +53,7 @@ class _Watch:
         self.rows = list(info["rows"])
 
 
-def epoch_scores(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *,
+def epoch_scores(net: nn.Module, start: Weights | Family, task: Task, recipe: Recipe, *,
                  splits: Sequence[str] = ("validation", "test"), seed: int = 0, name: Mapping[str, Any] | None = None,
                  store: Store | None = None, progress: bool = False) -> pd.DataFrame:
     """Return the scores of a network after every epoch of its training: trained once, then read from the store.
@@ -62,7 +63,7 @@ def epoch_scores(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *,
 
     Args:
         net: the network.
-        start: initial weights.
+        start: initial weights, or a family of that one point.
         task: the data; `task.hold_out()` gives it a validation split.
         recipe: how to train.
         splits: that are scored.
@@ -76,11 +77,12 @@ def epoch_scores(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *,
         weights after epoch k are those of `recipes.stopped_at(..., epochs=[k])`.
 
     Raises:
-        TypeError: without a task, or if splits is one name.
+        TypeError: without a task, for a start that is no network, or if splits is one name.
         ValueError: for no splits, or one that the task does not have.
         FloatingPointError: if training diverges.
     """
     check_task(net, task)
+    start = single(net, start, "start")
     if not check_split(task, splits):
         raise ValueError("splits must name at least one split of the task, got none")
     device, per_epoch = task.train.images.device, batches_per_epoch(recipe, len(task.train))

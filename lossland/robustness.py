@@ -36,6 +36,7 @@ def relative_changes(net: nn.Module, networks: Mapping[str, Weights], task: Task
         where accuracy falls. `attrs`: task, split.
 
     Raises:
+        TypeError: for networks or corruptions without names.
         ValueError: for no networks or corruptions, weights of another network, images of another shape, or a network
             that is right on no clean image.
 
@@ -43,6 +44,10 @@ def relative_changes(net: nn.Module, networks: Mapping[str, Weights], task: Task
         standard training.
     """
     check_task(net, task)
+    for argument, given, holds in (("networks", networks, "weights"), ("corrupted", corrupted, "task")):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{argument} must be a dictionary name -> {holds}, such as {{'first': ...}}, got "
+                            f"{type(given).__name__}")
     if not corrupted:
         raise ValueError("corrupted must name at least one task, got none")
     for kind, other in corrupted.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lossland.errors import choose
 from lossland.evaluation import evaluate
+from lossland.evaluation.arguments import as_path, check_task
 from lossland.evaluation.walks import swept
 from lossland.families import Family
 from lossland.paths import Path
@@ -71,6 +72,7 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
         The worst point and its value, beside the worst of the grid, and the table of all points: a `Worst`.
 
     Raises:
+        TypeError: as `evaluate`.
         ValueError: for an unknown metric or split, a tolerance that is not positive, or most < 0.
         FloatingPointError: as `evaluate`.
 
@@ -82,7 +84,9 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
     if most < 0:
         raise ValueError(f"most must be >= 0, got {most}")
 
-    if points is None and swept(net, path.path() if isinstance(path, Family) else path, _DENSE):
+    check_task(net, task)
+    whole = as_path(path)
+    if points is None and swept(net, whole, _DENSE):
         points = _DENSE
 
     def scored(where: int | Sequence[float] | Tensor | None, number: int) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Figures of learned lines and curves: accuracy along them, alone and in pairs, and how their ends move apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -48,16 +48,22 @@ def joined(tables: Mapping[str, Repeats] | Repeats, needs: Sequence[str]) -> dic
         needs: Columns that must be there, all of them numbers but `split`.
 
     Raises:
+        TypeError: What is neither a table nor what training returned, such as a family, which keeps no history.
         ValueError: No tables, a missing column, NaN.
     """
     named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
     found = {}
     for name, several in named.items():
-        parts = [several] if isinstance(several, (pd.DataFrame, Fit)) else list(several)
+        alone = isinstance(several, (pd.DataFrame, Fit)) or not isinstance(several, Iterable)
+        parts = [several] if alone else list(several)
         parts = [course(part) if isinstance(part, Fit) else part for part in parts]
         if not parts:
             raise ValueError(f"tables[{name!r}] must hold at least one table, got none")
         for part in parts:
+            if not isinstance(part, pd.DataFrame):
+                raise TypeError(f"{f'tables[{name!r}]' if name else 'tables'} must be a table or what training "
+                                "returned (a Fit: its family alone has no history), or several of them; got "
+                                f"{type(part).__name__}")
             missing = [need for need in needs if need not in part.columns]
             if missing:
                 raise ValueError(f"tables[{name!r}] must have columns {', '.join(missing)}, "

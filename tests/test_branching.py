@@ -8,7 +8,7 @@ from conftest import blobs, make_task
 from torch import nn
 from torch.testing import assert_close
 
-from lossland import models, recipes
+from lossland import families, models, recipes
 from lossland.branching import branches, instability, mixtures
 from lossland.ensembles import member_scores
 from lossland.ensembles.random_mixtures import KINDS, mixture, random_coefficients
@@ -268,3 +268,15 @@ def test_networks_of_the_package_may_be_named(tmp_path):
     found = branches(net, start, TASK, RECIPE, epoch=2, seeds=(7, 8), seed=7, name=name, store=Store(tmp_path))
     assert_close(found[0], known, rtol=0, atol=0)
     assert len(Store(tmp_path).entries()) == 3  # the network, its stop after two epochs, the branch
+
+
+def test_a_start_may_be_a_family_of_one_point_and_nothing_else(tmp_path):
+    a, settings = drawn(MLP, 1)[0], {"epochs": (0,), "seeds": (1, 2), "draws": 1, "kinds": ()}
+    tables = [instability(MLP, begin, TASK, RECIPE, store=Store(tmp_path), **settings) for begin in (a, families.point(a))]
+    assert tables[0].equals(tables[1])
+    with pytest.raises(TypeError, match=r"start must be the weights of one network, got Family: pass one of its control points, \.points\[0\]"):
+        instability(MLP, families.line(a, a), TASK, RECIPE, store=Store(tmp_path), **settings)
+    with pytest.raises(TypeError, match=r"epochs must be a sequence of numbers of shared epochs such as \(0, 3\), got 3"):
+        instability(MLP, a, TASK, RECIPE, store=Store(tmp_path), **settings | {"epochs": 3})
+    with pytest.raises(TypeError, match="start must be the weights of one network, got Family"):
+        branches(MLP, families.line(a, a), TASK, RECIPE, epoch=1, seeds=(1,), store=Store(tmp_path))

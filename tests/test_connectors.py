@@ -1,5 +1,7 @@
 """Connectors: verdicts that are known, intervals that hold, simplexes and paths alike."""
 
+import re
+
 import pytest
 import torch
 from conftest import make_task
@@ -7,9 +9,10 @@ from scipy.stats import binom
 
 from lossland import families, models
 from lossland.connectors import Connector, is_connector
-from lossland.evaluation import evaluate
+from lossland.evaluation import evaluate, predict
 from lossland.paths import segment
 from lossland.recipes import recipe_for
+from lossland.search import worst
 from lossland.training import fit
 
 TASK = make_task((1, 6, 6), test=200)
@@ -116,3 +119,48 @@ def test_ends_that_differ_are_connected_with_a_tolerance_only():
     assert easy.verdict == "yes" and (easy.worst, easy.low, easy.high) == (strict.worst, strict.low, strict.high)
     with pytest.raises(ValueError, match="tolerance must be a fraction >= 0 of accuracy, such as 0.005, got -0.1"):
         is_connector(net(), segment(a, b), TASK, tolerance=-0.1)
+
+
+def test_what_is_no_path_is_told_what_to_be():
+    a = drawn(1)
+    done = fit(net(), families.line(a, drawn(2)), TASK, recipe_for(TASK, epochs=1, batch_size=64))
+    for call in (is_connector, worst, evaluate):
+        with pytest.raises(TypeError, match=r"path must be a Path.*got Fit, what training returns: pass its \.family"):
+            call(net(), done, TASK)
+        with pytest.raises(TypeError, match=r"got dict, the weights w of one network: score it by member_scores\(net, \[w\], task\)"):
+            call(net(), a, TASK)
+        with pytest.raises(ValueError, match=r"got a point, which is one network: score it by member_scores\(net, family.points"):
+            call(net(), families.point(a), TASK)
+        with pytest.raises(TypeError, match=r"net must be a network, got the class MLP: make one, MLP\(...\)"):
+            call(models.MLP, segment(a, a), TASK)
+        with pytest.raises(TypeError, match="net must be a network, a torch.nn.Module .*got dict"):
+            call(a, segment(a, a), TASK)
+        with pytest.raises(TypeError, match="task must be the data, a Task such as load_task.'digits'.*got str"):
+            call(net(), segment(a, a), "digits")
+
+
+def test_one_network_may_come_as_a_family_of_one_point():
+    a = drawn(1)
+    torch.testing.assert_close(predict(net(), families.point(a), TASK), predict(net(), a, TASK), rtol=0, atol=0)
+    done = fit(net(), families.point(a), TASK, recipe_for(TASK, epochs=1, batch_size=64))
+    for given, message in ((done, r"got Fit: pass one of its control points, \.family\.points\[0\]"),
+                           (families.line(a, a), r"got Family: pass one of its control points, \.points\[0\] to \.points\[1\]"),
+                           (segment(a, a), r"got a Path: pass one of its points, path\.point\(t\)"),
+                           ([a], "weights must be a dictionary parameter name -> tensor.*got list")):
+        with pytest.raises(TypeError, match=message):
+            predict(net(), given, TASK)
+
+
+def test_errors_of_torch_say_which_network_met_which_data():
+    a = drawn(1)
+    other, few = make_task((1, 8, 8)), models.MLP((1, 6, 6), 2, widths=(8, 5))
+    b = models.initial_weights(few, torch.Generator().manual_seed(1))
+    note = r"the network must take inputs of shape \(1, {0}, {0}\) and give 3 logits, one for each class"
+    for call in (lambda: evaluate(net(), segment(a, a), other, points=3), lambda: predict(net(), a, other)):
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert len(caught.value.__notes__) == 1
+        assert re.search(r"MLP on task 'blobs': " + note.format(8), caught.value.__notes__[0])
+    with pytest.raises(RuntimeError, match="out of bounds") as caught:
+        evaluate(few, segment(b, b), TASK, points=3)
+    assert re.search(note.format(6), caught.value.__notes__[0])

@@ -9,7 +9,7 @@ from conftest import blobs, make_task
 from torch import nn
 from torch.testing import assert_close
 
-from lossland import models
+from lossland import families, models
 from lossland.corruptions import corrupted
 from lossland.early_stopping import best_epoch, epoch_scores
 from lossland.ensembles import member_scores
@@ -180,3 +180,13 @@ def test_the_best_on_a_line_is_another_one_for_every_corruption():
         best_changes(table)
     with pytest.raises(ValueError, match="table must hold networks besides 'plain', got none"):
         best_changes(table[:2], keep="plain")
+
+
+def test_a_start_of_several_networks_and_names_that_are_missing_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="start must be the weights of one network, got Family"):
+        epoch_scores(MLP, families.line(start(MLP), start(MLP)), TASK, RECIPE, store=Store(tmp_path))
+    assert not Store(tmp_path).entries()
+    with pytest.raises(TypeError, match="networks must be a dictionary name -> weights, .* got list"):
+        relative_changes(MLP, [start(MLP)], TASK, {"nothing": TASK})
+    with pytest.raises(TypeError, match="corrupted must be a dictionary name -> task, .* got Task"):
+        relative_changes(MLP, {"one": start(MLP)}, TASK, TASK)

@@ -243,3 +243,11 @@ def test_ticks_are_those_that_the_layout_has_room_for():
     figure = midpoints.plot_mixtures(table)
     figure.png()
     assert figure.axes[0].yaxis.label.get_window_extent().x0 >= 0
+
+
+def test_what_keeps_no_history_is_refused():
+    family = families.point({"w": torch.ones(2)})
+    with pytest.raises(TypeError, match=r"tables must be a table or what training returned \(a Fit: its family alone has no history\)"):
+        lines.plot_spread(family)
+    with pytest.raises(TypeError, match=r"tables\['line'\] must be a table .* got Family"):
+        lines.plot_spread({"line": [family]})

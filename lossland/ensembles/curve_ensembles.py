@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lossland.ensembles.scores import Buffers, Scores, checked_members, outputs
 from lossland.ensembles.temperature import held_out, loss_temperatures
 from lossland.evaluation import check_split
+from lossland.evaluation.arguments import as_path
 from lossland.evaluation.scoring import Stateless, check_task
 from lossland.families import Family
 from lossland.paths import Path, segment
@@ -33,7 +34,7 @@ class CurvePoints(Sequence[Weights]):
     def __init__(self, path: Path | Family, points: int) -> None:
         if not isinstance(points, int) or points < 2:
             raise ValueError(f"points must be a number >= 2, both ends of the curve among them, got {points!r}")
-        self.path = path.path() if isinstance(path, Family) else path
+        self.path = as_path(path)
         self.t = torch.linspace(0, 1, points, dtype=torch.float64)
 
     def __len__(self) -> int:

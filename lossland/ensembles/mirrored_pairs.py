@@ -14,6 +14,7 @@ from lossland.ensembles.averaging import AVERAGES, averaged
 from lossland.ensembles.scores import outputs
 from lossland.errors import choose
 from lossland.evaluation import check_split, check_sums
+from lossland.evaluation.arguments import as_path
 from lossland.evaluation.scoring import Stateless, Sums, check_task
 from lossland.families import Family
 from lossland.metrics import total_variation
@@ -67,10 +68,7 @@ def member_at(path: Path | Family) -> Callable[[float], Weights]:
 
     Source: W21 section 4.6, alpha = -0.05 and 1.05 (Fig. 12, right).
     """
-    if not isinstance(path, (Path, Family)):
-        raise TypeError("path must be a Path, or a Family over an interval such as subspace(...).family, "
-                        f"got {type(path).__name__}")
-    path = path.path() if isinstance(path, Family) else path
+    path = as_path(path)
 
     def at(t: float) -> Weights:
         if 0 <= t <= 1:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lossland.evaluation.scoring import Stateless, Sums, check_task, logits_of
+from lossland.evaluation.arguments import as_path, check_task, naming, single
+from lossland.evaluation.scoring import Stateless, Sums, logits_of
 from lossland.evaluation.walks import Walk
 from lossland.families import Family
 from lossland.legs import Swaps
@@ -110,15 +111,16 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         "rank two", "one by one").
 
     Raises:
-        TypeError: without a task; batch-norm statistics cannot be estimated without data.
-        ValueError: if t lies outside [0, 1], or a split is unknown or empty.
+        TypeError: without a task (batch-norm statistics cannot be estimated without data), a path or a network; a
+            `Fit` and the weights of one network are told what to be instead.
+        ValueError: for a family over no interval; if t lies outside [0, 1], or a split is unknown or empty.
         FloatingPointError: if the loss is NaN or infinite somewhere, naming split and t.
 
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
     """
     check_task(net, task)
-    points = default_points(path) if points is None else points
-    path = path.path() if isinstance(path, Family) else path
+    given, path = path, as_path(path)
+    points = default_points(given) if points is None else points
     t = grid(path, points, swaps=swaps)
     leg, _ = path.locate(t)
     chosen = check_split(task, splits)
@@ -126,7 +128,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     check_belongs(net, start, "the start of path")
     walk = Walk(net, task, splits, start, len(t), exact=exact)
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
-        walk.along(path, t, bar.update)
+        with naming(net, task):
+            walk.along(path, t, bar.update)
     tables = []
     for name, split in chosen.items():
         check_sums(walk.totals[name], t, name)
@@ -147,6 +150,6 @@ def predict(net: nn.Module, weights: Weights, task: Task, split: str = "test") -
         ValueError: for an unknown split, or weights that are NaN or infinite.
     """
     check_task(net, task)
-    check_belongs(net, weights, "weights")
+    weights = single(net, weights, "weights")
     check_finite(weights, "weights")
     return torch.cat([logits for logits, _ in logits_of(Stateless(net, task), weights, task.split(split))])

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lossland import batchnorm, kernels
+from lossland.evaluation.arguments import check_task, naming
 from lossland.layers import axes, gather
 from lossland.legs import Swaps
 from lossland.models import MLP
 from lossland.targets import flatten
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, distance, skeleton
+
+__all__ = ["BATCH", "BINS", "SHARED", "Exchanges", "Stateless", "Sums", "add_point", "batches", "check_task",
+           "logits_of", "one_hidden"]
 
 SHARED = 256 * 2**20  # bytes kept at a time for use at other points
 BATCH = 1000  # images per pass
@@ -66,19 +70,6 @@ def batches(task: Task, split: Split, size: int, dtype: torch.dtype) -> Iterator
         yield task.prepare(images, dtype), labels
 
 
-def check_task(net: nn.Module, task: Task) -> None:
-    """Raise unless `task` is one, saying what a network is evaluated with.
-
-    Raises:
-        TypeError: naming the batch-norm layers whose statistics the training split gives, if there are any.
-    """
-    if not isinstance(task, Task):
-        names = list(batchnorm.norms(net))
-        why = (f"the batch-norm statistics of {names[0]!r}" + (f" and {len(names) - 1} more" if names[1:] else "") +
-               ", which no weights hold, are re-estimated on its training split") if names else "its splits are scored"
-        raise TypeError(f"task must be the data, a Task such as load_task('digits'): {why}; got {type(task).__name__}")
-
-
 class Stateless:
     """A network as a pure function of (weights, images), with batch-norm statistics re-estimated for each weights."""
 
@@ -90,11 +81,13 @@ class Stateless:
         """Return the buffers that belong to `weights`: statistics from one pass over the training split."""
         dtype = next(iter(weights.values())).dtype
         images = (batch for batch, _ in batches(self.task, self.task.train, BATCH, dtype))
-        return batchnorm.refresh(self.net, weights, images)
+        with naming(self.net, self.task):
+            return batchnorm.refresh(self.net, weights, images)
 
     def __call__(self, weights: Weights, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
         """Return logits (b, C)."""
-        return functional_call(self.bare, (weights, buffers), (images,))
+        with naming(self.net, self.task):
+            return functional_call(self.bare, (weights, buffers), (images,))
 
 
 def one_hidden(net: nn.Module) -> bool:
