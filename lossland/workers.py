@@ -4,17 +4,19 @@ torch gives every product to all of its threads, which then wait for the slowest
 next product. Where there is other work between two products, whole parts per thread are faster.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+P = TypeVar("P")  # a part of the data
+R = TypeVar("R")  # what becomes of it
 
 
-def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def in_threads(function: Callable[[P], R], items: Sequence[P]) -> Iterator[R]:
     """Yield function(item) in order, computed without gradients by as many threads as torch may use, each alone.
 
     Args:
