@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,8 @@ class Worst:
         grid_t, grid_value: the same on the grid alone.
         evaluations: number of t at which the network was evaluated, the grid's included.
         settled: whether the search ended by itself, not at the most evaluations allowed.
-        table: all of them as `evaluate` returns them, with a column round: 0 for the grid, then 1, 2, ...
+        table: all of them as `evaluate` returns them, with a column round: 0 for the grid, then 1, 2, ...; in `attrs`
+            task, way, and grid, the number of t of round 0. Left out of the repr.
     """
 
     t: float
@@ -43,12 +44,12 @@ class Worst:
     grid_value: float
     evaluations: int
     settled: bool
-    table: pd.DataFrame
+    table: pd.DataFrame = field(repr=False)
 
 
 def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequence[float] | Tensor | None = None,
           tolerance: float = 1e-3, split: str = "test", metric: str = "nll", most: int = 200,
-          progress: bool = False) -> Worst:
+          exact: bool = False, progress: bool = False) -> Worst:
     """Return the worst point of a path: a grid first, then finer and finer where something worse may hide.
 
     Between two neighbours the metric is taken to rise a fifth more steeply than it does there and beside them. Where
@@ -66,6 +67,7 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
         split: of the task.
         metric: "nll", "accuracy", "error" (1 - accuracy) or "ece".
         most: evaluations after the grid.
+        exact: as for `evaluate`; the grid is its default then, too.
         progress: show a line for every round.
 
     Returns:
@@ -86,14 +88,17 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
 
     check_task(net, task)
     whole = as_path(path)
-    if points is None and swept(net, whole, _DENSE):
+    if points is None and not exact and swept(net, whole, _DENSE):
         points = _DENSE
 
     def scored(where: int | Sequence[float] | Tensor | None, number: int) -> pd.DataFrame:
-        table = evaluate(net, path, task, points=where, splits=(split,), progress=progress).assign(round=number)
+        table = evaluate(net, path, task, points=where, splits=(split,), exact=exact, progress=progress)
+        ways.update(table.attrs["way"].split(" + "))
+        table = table.assign(round=number)
         values = 1 - table["accuracy"] if metric == "error" else table[metric]
         return table.assign(height=METRICS[metric] * values)
 
+    ways: set[str] = set()
     table, number = scored(points, 0), 0
     grid, coarse = table, float(np.diff(table["t"]).max(initial=0.0)) / 4
     while (tops := _tops(table, tolerance, coarse)) and len(table) - len(grid) < most:
@@ -102,8 +107,10 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
         table = pd.concat([table, scored(tops[:min(_AT_ONCE, room)], number)]).sort_values("t", ignore_index=True)
     first, last = (frame.loc[frame["height"].idxmax()] for frame in (grid, table))
     sign = METRICS[metric]
+    table = table.drop(columns="height")
+    table.attrs = {"grid": len(grid), "task": task.name, "way": " + ".join(sorted(ways))}
     return Worst(float(last["t"]), float(sign * last["height"]), float(first["t"]), float(sign * first["height"]),
-                 len(table), not tops, table.drop(columns="height"))
+                 len(table), not tops, table)
 
 
 def _tops(table: pd.DataFrame, tolerance: float, coarse: float) -> list[float]:

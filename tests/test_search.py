@@ -120,3 +120,19 @@ def test_real_paths_and_their_bends_work_too():
 def test_bad_input_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         worst(Margin(), with_loss(bell), TASK, **arguments)
+
+
+def test_the_table_says_how_it_came_about_and_the_result_is_short():
+    found = worst(Margin(), with_loss(bell), TASK, points=61)
+    assert found.evaluations > 61
+    assert found.table.attrs == {"grid": 61, "task": TASK.name, "way": "one by one"}
+    assert "table" not in repr(found) and len(repr(found)) < 200 and f"value={found.value}" in str(found)
+
+
+def test_the_search_can_be_exact():
+    net = build("mlp", TASK.input_shape, 2, width=9)
+    a, b = (initial_weights(net, torch.Generator().manual_seed(seed)) for seed in range(2))
+    fast, exact = (worst(net, segment(a, b), TASK, points=61, exact=exact) for exact in (False, True))
+    assert exact.table.attrs["way"] == "reference" and "sweep" in fast.table.attrs["way"]
+    assert exact.value == pytest.approx(fast.value, rel=1e-5)
+    assert (worst(net, segment(a, b), TASK, exact=True).table["round"] == 0).sum() == 61

@@ -107,8 +107,10 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     Returns:
         Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path],
         norm [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
-        `attrs` says how: grid (number of t), task, way ("sweep", "fused", "shared prefix", "shared first layer",
-        "rank two", "one by one").
+        `attrs` says how: grid (number of t), task, and way. Networks with one hidden layer: "sweep" (compiled), "fused"
+        (a loop over t that shares products), "reference" (the same loop, asked for by `exact`), "rank two" (permutation
+        stages, `exact` or not). Others: "shared prefix", "shared first layer", "one by one". A path whose legs are
+        scored in several ways has all their names, such as "fused + rank two".
 
     Raises:
         TypeError: without a task (batch-norm statistics cannot be estimated without data), a path or a network; a

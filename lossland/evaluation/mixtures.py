@@ -49,8 +49,8 @@ class Mixtures:
     layer run in a kernel of their own.
 
     Attributes:
-        way: "sweep" or "fused" (`kernels.path_way`), "shared prefix" (some parameters do not move), "shared first
-            layer", or "one by one"; known after scoring.
+        way: "sweep" or "fused" (`kernels.path_way`), "reference" (exact), "shared prefix" (some parameters do not
+            move), "shared first layer", or "one by one"; known after scoring.
     """
 
     def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True,
@@ -65,7 +65,7 @@ class Mixtures:
     def score(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
               tick: Callable[[float], None]) -> None:
         """Add the scores of the members with coefficients (T, k) to the rows `where` (T,) of the sums of each split."""
-        if self.way in ("fused", "sweep"):
+        if self.way in ("fused", "sweep", "reference"):
             self._one_hidden(totals, where, coefficients, tick)
             return
         members = self._members(coefficients)
@@ -90,7 +90,7 @@ class Mixtures:
         biases = [point.get("linear.1.bias", head.new_zeros(len(head)))
                   for point, head in zip(self.points, heads, strict=True)]
         first = [(packed(point["linear.0.weight"]), point.get("linear.0.bias")) for point in self.points]
-        self.way = "fused" if self.exact else kernels.path_way(coefficients, heads)
+        self.way = "reference" if self.exact else kernels.path_way(coefficients, heads)
 
         def scored(split: Split, window: slice) -> tuple[Tensor, Tensor, Tensor]:  # images of a folder are read here
             images = packed(self.task.prepare(split.images[window], self.like.dtype).flatten(1))
