@@ -36,6 +36,7 @@ EPSILON = 0.1
 """Step of the finite difference. Source: W21 Appendix C."""
 
 _BENDS = {"line": 0, "bezier": 1}
+_OF_FAMILIES = {"draws": 1, "measure": "parameter", "beta": 0.0, "layerwise": False, "similarity": 0.0}
 
 
 class Integral(nn.Module):
@@ -48,8 +49,9 @@ class Integral(nn.Module):
     alpha from torch's own generator on the device of the images, as dropout does: `training.fit` seeds it. In
     evaluation mode it returns g(x, P(1)), the integral of (15) over alpha. So training, checkpoints, the store and all
     evaluation are those of a single network with three times g's passes per step; every control point has its own
-    momentum and weight decay. The difference multiplies gradients by 1 / epsilon: learning rates that suit g itself
-    are too large (ten times and more, measured on digits); the paper states none.
+    momentum and weight decay. The difference multiplies gradients by up to 1 / epsilon. Which learning rate suits it
+    depends on network, data and epsilon, and has to be tried: on digits the rate of g itself was far too large in some
+    runs, and better than a tenth of it in others. The paper states none.
 
     Batch norm: in training each of the three passes is normalised by its own batch, and no statistics are kept. Those
     of g at P(1), and only those, are estimated where that is evaluated (`batchnorm.refresh`). The paper is silent.
@@ -81,6 +83,9 @@ class Integral(nn.Module):
         if not 0 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be finite and >= 0, got {epsilon}")
         held = [_without(skeleton(net), [name for name, _ in net.named_buffers()]) for _ in range(_BENDS[kind] + 1)]
+        for each in held:  # a skeleton is frozen; all control points are trained, as far as g is
+            for (_, parameter), original in zip(each.named_parameters(), net.parameters(), strict=True):
+                parameter.requires_grad_(original.requires_grad)
         self.points = nn.ModuleList([*held, copy.deepcopy(net)])
         # In a tuple, where no module looks: its parameters are none of this network's.
         self._mixed = (_without(skeleton(net), statistics(net)),)
@@ -203,18 +208,23 @@ def integral_subspace(task: Task, model: str, *, seed: int, kind: str = "line", 
         seed: decides batch order, augmentation, every alpha, and the initial weights: those of `subspaces.start`, each
             control point's own.
         kind, epsilon: as for `Integral`.
-        recipe: how to train; None: `recipe_for(task)`. Of families (draws, beta, ...) it takes nothing: to the loop
-            this is a single network.
+        recipe: how to train; None: `recipe_for(task)`, whose learning rate is that of a single network: try others,
+            larger and smaller (see `Integral`). It may ask for nothing that families alone have (draws, measure, beta,
+            layerwise, similarity): to the loop this is a single network.
         store: a store or its folder; None: the default store.
         progress: show a line.
         **sizes: of g.
 
     Raises:
-        ValueError: for an unknown model, kind or size.
+        ValueError: for an unknown model, kind or size, or a recipe for families.
 
     Source: W21 Appendix C and Fig. 14 (MNIST, label noise).
     """
     net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
+    asked = [f"{name}={value!r}" for name, usual in _OF_FAMILIES.items() if (value := getattr(recipe, name)) != usual]
+    if asked:
+        raise ValueError(f"recipe must leave out {', '.join(_OF_FAMILIES)}, which act on families while they are "
+                         f"trained: an Integral subspace is trained as a single network; got {', '.join(asked)}")
     integral = Integral(net, kind=kind, epsilon=epsilon)
     drawn = integral.weights(start(net, kind, seed=seed, device=task.train.images.device, dtype=recipe.dtype))
     name = {"model": model, "sizes": sizes, "seed": seed, "scheme": "kaiming-normal",

@@ -245,3 +245,19 @@ def test_bad_settings_are_named():
         Integral(Linear(), kind="simplex")
     with pytest.raises(ValueError, match="nodes must be >= 1, got 0"):
         averaged(Integral(Linear()), drawn(Integral(Linear())), IMAGES, nodes=0)
+
+
+@pytest.mark.parametrize("asked", [{"beta": 1.0}, {"draws": 2}, {"layerwise": True}])
+def test_recipes_for_families_are_refused(asked, task, tmp_path):
+    (name, value), = asked.items()
+    with pytest.raises(ValueError, match=f"an Integral subspace is trained as a single network; got {name}={value!r}"):
+        integral_subspace(task, "mlp", seed=1, recipe=replace(FAST, **asked), store=tmp_path, width=6)
+    assert not Store(tmp_path).entries()
+
+
+def test_all_control_points_are_trainable_as_far_as_the_network_is():
+    net = MLP((1, 4, 4), 3, widths=(6,))
+    assert all(parameter.requires_grad for parameter in Integral(net).parameters())
+    net.linear[0].weight.requires_grad_(False)
+    frozen = [name for name, parameter in Integral(net, kind="bezier").named_parameters() if not parameter.requires_grad]
+    assert frozen == [f"points.{i}.linear.0.weight" for i in range(3)]
