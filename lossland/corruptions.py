@@ -149,8 +149,8 @@ def load_corrupted(task: Task, folder: str | Path, kind: str, severity: int) -> 
         severity: 1 to 5.
 
     Raises:
-        FileNotFoundError: the folder, the kind, the labels, a class or an image is not there, naming it; with the kinds
-            that are.
+        FileNotFoundError: the folder is absent or empty; the kind, the labels, a class or an image is not there, naming
+            it; with the kinds that are.
         ValueError: arrays of another type or shape, labels that are not those of the test split, another severity, a
             class that the task lacks, or with more or fewer images than the clean one.
 
@@ -158,6 +158,10 @@ def load_corrupted(task: Task, folder: str | Path, kind: str, severity: int) -> 
     """
     choose("severity", severity, SEVERITIES)
     place = Path(folder).expanduser()
+    if not place.is_dir() or not any(place.iterdir()):
+        wrong = "no folder" if place.exists() else "absent"
+        raise FileNotFoundError(f"folder must hold corrupted images, as CIFAR-10-C's or ImageNet-C's does once it is "
+                                f"unpacked; {place} is {'empty' if place.is_dir() else wrong}")
     note = f"{task.note}; test images from {place.name}, {kind} of severity {severity}"
     found = _from_files(task, place, kind, severity) if (place / kind).is_dir() else _from_arrays(task, place, kind,
                                                                                                   severity)
@@ -168,7 +172,7 @@ def _from_arrays(task: Task, place: Path, kind: str, severity: int) -> Tensor:
     """Return the images (n, C, H, W) of one severity in a file of CIFAR-10-C's."""
     n, files = len(task.test), {name: place / f"{name}.npy" for name in (kind, "labels")}
     kinds = sorted(file.stem for file in place.glob("*.npy") if file.stem != "labels")
-    folders = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+    folders = sorted(each.name for each in place.iterdir() if each.is_dir())
     for name, file in files.items():
         if not file.is_file():
             there = kinds or folders

@@ -78,16 +78,28 @@ def read_text(name: str | Path, folder: Path, vocabulary: int | None = None, win
     return Text(corpus.name, words, splits, note)
 
 
+def _neither(folder: Path) -> str:
+    """Return what to say of a folder that holds neither a text nor images in folders of their classes."""
+    inside = sorted(each.name for each in folder.iterdir())
+    nearer = folder.parent if (folder.parent / "train").is_dir() else next(
+        (folder / name for name in inside if (folder / name / "train").is_dir()), None)
+    found = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "") if inside else "nothing"
+    return (f"{folder} must have train/<class>/... and val/<class>/... (or test) for images, or "
+            f"{', '.join(FILES.values())} for a text; got {found}" + (f"; did you mean {nearer}?" if nearer else ""))
+
+
 def read_folder(folder: Path) -> Corpus:
     """Return the text of ``train.txt``, ``valid.txt`` and ``test.txt`` in a folder.
 
     Words are what white space separates, as in the Penn Treebank files; `END` follows every line that has words.
 
     Raises:
-        FileNotFoundError: a file is missing, naming it.
+        FileNotFoundError: a file is missing, naming it; where all are, saying what a folder of images has instead.
         ValueError: a file has no words, or is not UTF-8, naming it.
     """
     missing = [file for file in FILES.values() if not (folder / file).is_file()]
+    if len(missing) == len(FILES):
+        raise FileNotFoundError(_neither(folder))
     if missing:
         raise FileNotFoundError(f"{folder} must have {', '.join(FILES.values())}, got no {' and no '.join(missing)}")
     splits = {}

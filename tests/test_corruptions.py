@@ -153,3 +153,14 @@ def test_a_folder_of_other_images_is_refused(folder):
     np.save(place / "labels.npy", (1 + task.test.labels.repeat(5).numpy()) % 3)
     with pytest.raises(ValueError, match="labels.npy must hold the labels of blobs's test images in their order"):
         load_corrupted(task, place, "gaussian_noise", 2)
+
+
+def test_a_folder_that_is_absent_or_empty_is_said_to_be(tmp_path):
+    task = make_task((3, 6, 6))
+    with pytest.raises(FileNotFoundError, match="folder must hold corrupted images.* is absent"):
+        load_corrupted(task, tmp_path / "not-there", "fog", 1)
+    with pytest.raises(FileNotFoundError, match="folder must hold corrupted images.* is empty"):
+        load_corrupted(task, tmp_path, "fog", 1)
+    (tmp_path / "archive.tar").write_bytes(b"0")
+    with pytest.raises(FileNotFoundError, match="archive.tar is no folder"):
+        load_corrupted(task, tmp_path / "archive.tar", "fog", 1)

@@ -414,3 +414,29 @@ def test_a_late_task_is_the_same_on_the_gpu(small):
     for (images, labels), (others, numbers) in zip(*both, strict=True):
         assert_close(images, others.cpu())
         assert labels.equal(numbers.cpu())
+
+
+def test_classes_that_are_never_tested_and_the_size_are_in_the_note(small):
+    assert load_task(small, device="cpu", resident=False).note.endswith("its val to test on; 224 x 224 pixels, the default")
+    for file in (small / "val" / "bee").iterdir():
+        file.unlink()
+    (small / "val" / "bee").rmdir()
+    assert loaded(small, True).note.endswith("its val to test on; val has no images of 'bee'; 8 x 8 pixels")
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "one" / split / "images" / "a.png", 1, 8, 8)
+    with pytest.raises(ValueError, match="at least two classes, got 'images' alone"):
+        loaded(tmp_path / "one", True)
+
+
+def test_a_folder_that_is_neither_images_nor_text_is_told_what_both_have(small, tmp_path):
+    message = r"must have train/<class>/... and val/<class>/... \(or test\) for images, or train.txt, .* for a text; got {}"
+    with pytest.raises(FileNotFoundError, match=message.format(rf"small; did you mean .*small\?")):
+        load_task(tmp_path, device="cpu")
+    with pytest.raises(FileNotFoundError, match=message.format(rf"ant, bee, cat; did you mean .*small\?")):
+        load_task(small / "train", device="cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=message.format("nothing$")):
+        load_task(tmp_path / "empty", device="cpu")

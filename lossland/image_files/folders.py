@@ -61,15 +61,20 @@ def read(folder: Path) -> ImageFolder:
 
     ``train/<class>/...`` to train on. ``test/<class>/...``, where there is one with classes of its own, to test on, and
     then ``val/<class>/...`` to validate on; else ``val`` to test on. TinyImageNet's ``val/images`` with
-    ``val/val_annotations.txt`` is read as it is. Files are found at any depth below a class.
+    ``val/val_annotations.txt`` is read as it is. Files are found at any depth below a class. Classes that val or test
+    has no images of are named in the note.
 
     Raises:
         FileNotFoundError: if there is neither a val nor a test folder with classes.
-        ValueError: for a class without images, a class of val or test that train lacks, an empty file.
+        ValueError: for fewer than two classes, a class without images, a class of val or test that train lacks, an
+            empty file.
     """
     classes = tuple(_classes(folder / "train"))
     if not classes:
         raise ValueError(f"{folder / 'train'} must have a folder for each class, got none")
+    if len(classes) < 2:
+        raise ValueError(f"{folder / 'train'} must have a folder for each of at least two classes, got {classes[0]!r} "
+                         "alone; are the classes' folders inside it?")
     splits = {"train": listed(folder / "train", classes)}
     small = (folder / "val" / ANNOTATIONS).is_file()
     val = _annotated(folder / "val", classes) if small else _optional(folder / "val", classes)
@@ -82,8 +87,17 @@ def read(folder: Path) -> ImageFolder:
     if test is not None and val is not None:
         splits["validation"] = val
     source = "test" if test is not None else "val"
-    return ImageFolder(folder.name, classes, splits, small, f"image files of the folder {folder.name}, {len(classes)} "
-                                                            f"classes; its {source} to test on")
+    note = f"image files of the folder {folder.name}, {len(classes)} classes; its {source} to test on"
+    for name, part in (("test", test), ("val", val)):
+        note += _lacking(name, part, classes) if part else ""
+    return ImageFolder(folder.name, classes, splits, small, note)
+
+
+def _lacking(name: str, part: Listing, classes: Sequence[str]) -> str:
+    """Return which classes a split has no images of, for a note; nothing where it has all."""
+    absent = [classes[i] for i in sorted(set(range(len(classes))) - set(part.labels.tolist()))]
+    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+    return f"; {name} has no images of {', '.join(map(repr, absent[:3]))}{more}" if absent else ""
 
 
 def listed(folder: Path, classes: Sequence[str]) -> Listing:

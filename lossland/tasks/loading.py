@@ -67,7 +67,7 @@ def load_task(name: str | Path = "digits", *, data_dir: str | Path | None = None
         ValueError: An unknown name or option, a device that is not there, a file that is damaged or lacks an array,
             arrays of wrong type or shape, labels outside the classes, sizes that do not fit, a text without words or
             with fewer than a window, options of images for a text and the other way round. A class without images, a
-            class of val that train lacks, a file that is no image (one that is read later is named then).
+            single class, a class of val that train lacks, a file that is no image (one read later is named then).
         FileNotFoundError: The data are not where they were looked for, or a folder lacks one of its files.
 
     Source: label noise as in W21 Fig. 8 (a fixed fraction, the same draw for all methods).
@@ -159,7 +159,8 @@ class _Folder:
         parts["train"] = Split(images, torch.from_numpy(noisy))
         mean, std = _colours(images, normalise)
         usual = "flip-crop" if self.side <= SMALL else "resized-crop"
-        note = f"{found.note}; {label_noise:.0%} of the training labels redrawn" if label_noise else found.note
+        note = f"{found.note}; {self.side} x {self.side} pixels" + ("" if self.image_size else ", the default")
+        note += f"; {label_noise:.0%} of the training labels redrawn" if label_noise else ""
         return Task(found.name, **{"validation": None, **{name: part.to(self.device) for name, part in parts.items()}},
                     classes=len(found.classes), scale=255.0, mean=mean, std=std,
                     augment=usual if augment == "auto" else augment, note=note, class_names=found.classes)
