@@ -15,6 +15,7 @@ from torch import Tensor
 from lossland.errors import choose
 from lossland.paths import Basis, Mix, Path, bezier_basis, chain_basis, linear_basis
 from lossland.paths import chain as chain_path
+from lossland.scalars import seed_of
 from lossland.weights import Weights, check_finite, check_match, mix
 
 _DOMAINS = ("point", "interval", "simplex")
@@ -124,7 +125,19 @@ class Family:
                              "points")
 
     def member(self, coefficients: Tensor) -> Weights:
-        """Return the network with the given coefficients (k,)."""
+        """Return the network with the given coefficients (k,); `members` takes positions.
+
+        Raises:
+            TypeError: for anything but a tensor.
+            ValueError: for a tensor of another shape.
+        """
+        hint = "members([0.3]) takes positions" if self.domain == "interval" else "members takes positions"
+        if not isinstance(coefficients, Tensor):
+            raise TypeError(f"coefficients must be a tensor (k,), one for each of the {len(self.points)} control "
+                            f"points, got {coefficients!r}; {hint}")
+        if coefficients.ndim == 0:
+            raise ValueError(f"coefficients must be (k,), one for each of the {len(self.points)} control points, got "
+                             f"the single number {coefficients.item():g}; {hint}")
         return mix(self.points, coefficients)
 
     def members(self, positions: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Iterator[Weights]:
@@ -146,7 +159,7 @@ class Family:
         self._check_positions(where)
         return (self.member(c) for c in self.coefficients(where))
 
-    def random_members(self, count: int, seed: int) -> Iterator[Weights]:
+    def random_members(self, count: int, seed: int = 0) -> Iterator[Weights]:
         """Yield independent random members, uniform over the domain, one at a time.
 
         Args:
@@ -154,13 +167,13 @@ class Family:
             seed: of their positions.
 
         Raises:
-            ValueError: for a count below 1.
+            ValueError: for a count below 1, or a seed below 0.
 
         Source: W21 section 4.5: the sampling of training, without its strata.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"count must be a whole number >= 1, got {count!r}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(seed))
         return self.members(self.draw(generator, count, strata=False))
 
     def _check_positions(self, where: Tensor) -> None:

@@ -17,6 +17,7 @@ from lossland.families import Family, point
 from lossland.identity import described, fingerprint
 from lossland.models import build, initial_weights
 from lossland.regularisers import spread
+from lossland.requests import check_data, check_name, check_recipe, check_request, store_at
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task
 from lossland.training import VERSION, Fit, Recipe, Start, fit
@@ -46,14 +47,17 @@ Those of W21 are its standard training (beta = 0), and "w21-line" what its lines
 for other data sets, `dataclasses.replace(RECIPES["w21-imagenet"], beta=1.0)`.
 """
 
+_NEVER_0 = ("epochs", "lr", "batch_size", "draws")  # 0 stands for the recipe's own value
+
 
 def network(task: Task, model: str, **sizes: Any) -> nn.Module:
     """Return the named network for a task's images and classes: a skeleton without weights (see `models.build`).
 
     Raises:
         ValueError: for an unknown model or size, with the nearest valid name.
-        TypeError: for a size of the wrong type, such as text.
+        TypeError: for a size of the wrong type, such as text; for the name of a task in place of a task.
     """
+    check_data(task)
     return build(model, task.input_shape, task.classes, **sizes)
 
 
@@ -64,8 +68,20 @@ def recipe_for(task: Task, **changes: Any) -> Recipe:
     Args:
         task: images of one channel take 30 epochs, of three channels 400. Folders of images up to 64 pixels have the
             recipe of TinyImageNet, of larger ones that of ImageNet.
-        **changes: fields of `Recipe` to replace; 0 and None keep the recipe's value.
+        **changes: fields of `Recipe` to replace. None keeps the recipe's value; so does 0 for epochs, lr, batch_size
+            and draws, which cannot be 0. Elsewhere 0 means 0: `weight_decay=0.0` is without weight decay.
+
+    Raises:
+        ValueError: for a name that is no field, or a value that a field cannot have.
+        TypeError: for a value of another type; for the name of a task in place of a task.
+
+    Examples:
+        >>> from lossland import load_task
+        >>> recipe = recipe_for(load_task("digits"), epochs=0, weight_decay=0.0)
+        >>> recipe.epochs, recipe.weight_decay
+        (40, 0.0)
     """
+    check_data(task)
     by_channels = "ay20-mnist" if task.input_shape[0] == 1 else "ay20-cifar10"
     name = "digits" if task.name == "digits" else "pydoc" if task.is_text else by_channels
     if task.class_names:  # a folder of images, which may have any name
@@ -73,14 +89,36 @@ def recipe_for(task: Task, **changes: Any) -> Recipe:
     fields = asdict(RECIPES[name])
     for key, value in changes.items():
         choose("field of the recipe", key, fields)
-        if value not in (0, None) or isinstance(value, bool):
+        # 0 == False, which is to be refused by its field.
+        if value is not None and (key not in _NEVER_0 or isinstance(value, bool) or value != 0):
             fields[key] = value
     return Recipe(**fields)
 
 
 def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any] | None = None,
-            seed: int = 0, store: Store | None = None, progress: bool = False) -> Family:
-    """Return the trained family of `fitted`, read from the store where this very recipe has been trained before.
+            seed: int = 0, store: Store | Path | str | None = None, progress: bool = False) -> Family:
+    """Return the trained family, read from the store where this very recipe has been trained before.
+
+    Args:
+        family: control points to start from, such as `ll.bezier(a, b)`; one network: `ll.point(weights)`.
+        net: the network.
+        task: data; its content hash belongs to the recipe.
+        recipe: epochs, learning rate, decay.
+        name: JSON values that determine network and starting points, such as model, sizes and seeds: these names stand
+            for them, their numbers are not looked at. None: the numbers of the control points, and of the network its
+            classes, `repr`, shapes and buffers; of classes of your own also attributes, the code of their methods, and
+            what that reaches by name: your functions, globals, closures (`identity.described`).
+        seed: of batches, augmentation and sampled members.
+        store: a store or its folder, where to look and keep; None: the default store.
+        progress: show a line.
+
+    Returns:
+        The family with its trained control points, on the task's device. `fitted` has the history, too. A run that was
+        cut off continues from its last epoch.
+
+    Raises:
+        FloatingPointError: if the loss or a weight becomes NaN or infinite.
+        ValueError, TypeError: as `training.fit`, whose checks come first; for a name that is no dictionary.
 
     Examples:
         Networks of your own, and a curve between them:
@@ -91,7 +129,7 @@ def trained(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name:
 
 
 def fitted(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: Mapping[str, Any] | None = None,
-           seed: int = 0, store: Store | None = None, progress: bool = False) -> Fit:
+           seed: int = 0, store: Store | Path | str | None = None, progress: bool = False) -> Fit:
     """Return the trained family and its history, read from the store where this very recipe has been trained before.
 
     Args:
@@ -100,15 +138,23 @@ def fitted(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: 
         task: data; its content hash belongs to the recipe.
         recipe: epochs, learning rate, decay.
         name: JSON values that determine network and starting points, such as model, sizes and seeds: these names stand
-            for them, their numbers are not looked at. None: what the network is described as, and the numbers.
+            for them, their numbers are not looked at. None: the numbers of the control points, and of the network its
+            classes, `repr`, shapes and buffers; of classes of your own also attributes, the code of their methods, and
+            what that reaches by name: your functions, globals, closures (`identity.described`).
         seed: of batches, augmentation and sampled members.
-        store: where to look and keep; None: the default store.
+        store: a store or its folder, where to look and keep; None: the default store.
         progress: show a line.
 
     Returns:
         What `training.fit` returns, without velocity; the family is on the task's device. A run that was cut off
         continues from its last epoch.
+
+    Raises:
+        FloatingPointError: if the loss or a weight becomes NaN or infinite.
+        ValueError, TypeError: as `training.fit`, whose checks come first; for a name that is no dictionary.
     """
+    check_request(net, family, task, recipe, seed)
+    check_name(name)
     device = task.train.images.device
     if name is None:
         name = {"net": described(net), "start": [fingerprint(weights, recipe.dtype) for weights in family.points]}
@@ -120,7 +166,7 @@ def fitted(family: Family, net: nn.Module, task: Task, recipe: Recipe, *, name: 
         checkpoint.record.update(task=task.name, history=done.history.to_dict("records"), device=device_name(device))
         return {f"point{i}": to_vector(p).cpu() for i, p in enumerate(done.family.points)}
 
-    entry = (store or Store()).fetch(facts, make)
+    entry = store_at(store).fetch(facts, make)
     vectors = [entry.tensors[f"point{i}"].to(device) for i in range(len(family.points))]
     done = family.with_points([from_vector(v, like=p) for v, p in zip(vectors, family.points, strict=True)])
     free = [p for p, movable in zip(family.points, family.free, strict=True) if movable]
@@ -151,8 +197,9 @@ def endpoints(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | 
         raise ValueError(f"seeds must be >= 0, got {list(seeds)}")
     if not len(seeds):
         raise ValueError("seeds must hold at least one seed, got none")
-    net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
-    place = store if isinstance(store, Store) else Store(store)
+    net, recipe = network(task, model, **sizes), recipe if recipe is not None else recipe_for(task)
+    check_recipe(recipe)
+    place = store_at(store)
     found = []
     for seed in tqdm(seeds, desc=f"{model} end points", unit="net", disable=not progress):
         start = initial_weights(net, Generator().manual_seed(seed), device=task.train.images.device, dtype=recipe.dtype)
@@ -177,7 +224,7 @@ class Resumed:
 
 
 def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, epochs: Sequence[int],
-               name: Mapping[str, Any] | None = None, seed: int = 0, store: Store | None = None,
+               name: Mapping[str, Any] | None = None, seed: int = 0, store: Store | Path | str | None = None,
                progress: bool = False) -> list[Start]:
     """Return weights and momentum of one run after some of its epochs: trained once, then read from the store.
 
@@ -192,7 +239,7 @@ def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, ep
         epochs: where to stop, such as (120, 156) of 200; the result has their order.
         name: JSON values that determine network and initial weights, as for `trained`.
         seed: of batches and augmentation.
-        store: where to look and keep; None: the default store.
+        store: a store or its folder, where to look and keep; None: the default store.
         progress: show a line.
 
     Raises:
@@ -200,9 +247,11 @@ def stopped_at(net: nn.Module, start: Weights, task: Task, recipe: Recipe, *, ep
 
     Source: G18 section 5 and A.5 (checkpoints 120 and 156 of one run).
     """
+    check_request(net, point(start), task, recipe, seed)
+    check_name(name)
     if not epochs or not all(1 <= epoch <= recipe.epochs for epoch in epochs):
         raise ValueError(f"epochs must be some of the recipe's 1..{recipe.epochs}, got {list(epochs)}")
-    device, place = task.train.images.device, store or Store()
+    device, place = task.train.images.device, store_at(store)
     if name is None:
         name = {"net": described(net), "start": fingerprint(start, recipe.dtype)}
     facts = {"name": dict(name), "kind": "stop", "task": task.fingerprint, "recipe": recipe.facts(), "seed": seed,
@@ -242,8 +291,9 @@ def trained_until(task: Task, model: str, *, epochs: Sequence[int], seed: int, r
     Raises:
         ValueError: for an unknown model, no epochs, or epochs outside the recipe.
     """
-    net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
+    net, recipe = network(task, model, **sizes), recipe if recipe is not None else recipe_for(task)
+    check_recipe(recipe)
     start = initial_weights(net, Generator().manual_seed(seed), device=task.train.images.device, dtype=recipe.dtype)
     name = {"model": model, "sizes": sizes, "seed": seed}
-    place = store if isinstance(store, Store) else Store(store)
+    place = store_at(store)
     return stopped_at(net, start, task, recipe, epochs=epochs, name=name, seed=seed, store=place, progress=progress)

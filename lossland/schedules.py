@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lossland.errors import choose
+from lossland.scalars import flag, number, whole
 
 BY_EPOCH = ("piecewise", "cosine", "constant")
 BY_ITERATION = ("triangular", "restarts")
@@ -20,6 +21,9 @@ SIMILARITY_ON = ("own", "same")
 # Fields that came after the first stored recipes, and what those meant
 _LATER = {"draws": 1, "measure": "parameter", "cycle": 0, "lr_low": 0.0, "clip": 0.0, "beta": 0.0, "layerwise": False,
           "similarity": 0.0, "similarity_on": "own", "smoothing": 0.0, "strata": True}
+_KINDS = dict.fromkeys(("epochs", "batch_size", "draws", "warmup"), whole) | dict.fromkeys(
+    ("lr", "momentum", "weight_decay", "lr_low", "clip", "beta", "similarity", "smoothing"), number) | dict.fromkeys(
+    ("augment", "layerwise", "strata"), flag)
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,16 @@ class Recipe:
         choose("precision", self.precision, PRECISIONS)
         choose("measure", self.measure, MEASURES)
         choose("similarity_on", self.similarity_on, SIMILARITY_ON)
+        for name, kind in _KINDS.items():
+            object.__setattr__(self, name, kind(name, getattr(self, name)))  # numbers of numpy become Python's
         for name in ("epochs", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("lr", "momentum", "weight_decay", "warmup", "cycle", "lr_low", "clip", "beta", "similarity"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
+        if self.momentum >= 1:
+            raise ValueError(f"momentum must be < 1, or the steps grow without end, got {self.momentum}")
         if self.draws > 1 and self.batch_size < 2 * self.draws:
             raise ValueError(f"batch_size must be >= 2 * draws (two images for each sampled network), got "
                              f"{self.batch_size} for {self.draws} draws")
@@ -106,9 +114,6 @@ class Recipe:
     def _check_subspace(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
-        for name in ("layerwise", "strata"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.batch_size % self.draws:
             raise ValueError("draws must divide batch_size, so that every sampled network sees as many images "
                              f"(W21 App. B), got {self.draws} draws of batches of {self.batch_size}")

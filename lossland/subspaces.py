@@ -13,7 +13,9 @@ from lossland.errors import choose
 from lossland.families import Family, bezier, line, point, simplex
 from lossland.models import initial_weights
 from lossland.recipes import fitted, network, recipe_for
+from lossland.requests import check_net, check_recipe, store_at
 from lossland.sampling import stream_seed
+from lossland.scalars import flag, seed_of
 from lossland.schedules import Recipe
 from lossland.store import Store
 from lossland.tasks import Task
@@ -21,6 +23,11 @@ from lossland.training import Fit
 
 KINDS = {"point": 1, "line": 2, "bezier": 3, "simplex": None}
 """Kinds of subspaces and how many control points they have; a simplex has any m >= 2."""
+
+_FIRST, _SECOND = "dict(first.named_parameters())", "dict(second.named_parameters())"
+_WAY_OUT = {"point": f"ll.point({_FIRST})", "line": f"ll.line({_FIRST}, {_SECOND})",
+            "bezier": f"ll.bezier({_FIRST}, {_SECOND}, ends='free')",
+            "simplex": "ll.simplex([dict(net.named_parameters()) for net in nets])"}
 
 
 def start(net: nn.Module, kind: str, *, points: int | None = None, seed: int = 0, same_start: bool = False,
@@ -43,17 +50,22 @@ def start(net: nn.Module, kind: str, *, points: int | None = None, seed: int = 0
         dtype: of the weights.
 
     Raises:
-        ValueError: for an unknown kind or scheme, a simplex of fewer than two points, another number of points than the
-            kind has.
-        TypeError: for a module that `initial_weights` does not know.
+        ValueError: for an unknown kind or scheme, a seed below 0, a simplex of fewer than two points, another number of
+            points than the kind has.
+        TypeError: for a module that `initial_weights` does not know: pass weights of your own to `families.line`,
+            `families.bezier` or `families.simplex`; for a class in place of a network, or a same_start that is no bool.
 
     Source: W21 section 3 and Algorithm 1 ("Initialize each omega_i independently").
     """
     count = _count(choose("kind", kind, KINDS), points)
-    drawn = []
-    for i in range(1 if same_start else count):
+    check_net(net)
+    seed, drawn = seed_of(seed), []
+    for i in range(1 if flag("same_start", same_start) else count):
         generator = torch.Generator().manual_seed(stream_seed(seed, i) if i else seed)
-        drawn.append(initial_weights(net, generator, scheme=scheme, device=device, dtype=dtype))
+        try:
+            drawn.append(initial_weights(net, generator, scheme=scheme, device=device, dtype=dtype))
+        except TypeError as error:
+            raise TypeError(f"{error}: make {count} networks of your own and take {_WAY_OUT[kind]}") from error
     if same_start:
         drawn = [{name: tensor.clone() for name, tensor in drawn[0].items()} for _ in range(count)]
     if kind == "bezier":
@@ -106,12 +118,11 @@ def subspace(task: Task, model: str, kind: str, *, points: int | None = None, se
         >>> line = subspace(task, "mlp", "line", seed=1, width=32)  # doctest: +SKIP
         >>> line.family.midpoint(), line.history.cos2.iloc[-1]  # doctest: +SKIP
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+    seed = seed_of(seed)
     net = network(task, model, **sizes)
-    recipe = recipe or replace(recipe_for(task), beta=0.0 if kind == "point" else 1.0)
+    recipe = recipe if recipe is not None else replace(recipe_for(task), beta=0.0 if kind == "point" else 1.0)
+    check_recipe(recipe)
     family = start(net, kind, points=points, seed=seed, same_start=same_start, device=task.train.images.device,
                    dtype=recipe.dtype)
     name = {"model": model, "sizes": sizes, "seed": seed, "scheme": "kaiming-normal", "same_start": same_start}
-    place = store if isinstance(store, Store) else Store(store)
-    return fitted(family, net, task, recipe, name=name, seed=seed, store=place, progress=progress)
+    return fitted(family, net, task, recipe, name=name, seed=seed, store=store_at(store), progress=progress)

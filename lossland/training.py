@@ -18,6 +18,7 @@ from lossland.families import Family
 from lossland.flat import FlatNetwork, dropout_seed
 from lossland.layout import Layout
 from lossland.regularisers import apart, check_suits
+from lossland.requests import batch_norm_needs_two, check_request
 from lossland.sampling import stream_seed
 from lossland.schedules import Recipe, learning_rate, rate
 from lossland.tasks import Task
@@ -108,7 +109,8 @@ def _epoch(state: State, networks: Sequence[FlatNetwork], run: Run, collect: Col
     draws = Draws(run.family, recipe, run.layout, seed=seed, epoch=state.epoch)
     batches = run.task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
                                dtype=recipe.dtype)
-    with dropout_seed(stream_seed(seed, state.epoch, 2), state.points.device):
+    with (dropout_seed(stream_seed(seed, state.epoch, 2), state.points.device),
+          batch_norm_needs_two(recipe, len(run.task.split(run.split)))):
         for batch in batches:
             count = len(batch[1])
             # A short last batch is cut into fewer parts: two images each, so that batch norm has a variance.
@@ -155,8 +157,6 @@ class Start:
 
 def _check(net: nn.Module, family: Family, recipe: Recipe, until: int | None, collect: Collector | None) -> None:
     """Raise unless family, recipe and what else `fit` is asked for go together."""
-    if not isinstance(family, Family):
-        raise TypeError(f"family must be a Family, such as ll.bezier(a, b), got {type(family).__name__}")
     if until is not None and not 1 <= until <= recipe.epochs:
         raise ValueError(f"until must be an epoch of the recipe, 1..{recipe.epochs}, got {until}")
     if collect is not None and family.domain != "point":
@@ -253,12 +253,14 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     Raises:
         FloatingPointError: if the loss or a weight becomes NaN or infinite, naming epoch, step and sampled t; the
             checkpoint keeps the state before that epoch.
-        ValueError, TypeError: if the control points or velocities are not weights of `net`; measure="length" without a
-            curve; beta, layerwise or similarity for a family that they do not suit; until outside 1..epochs; a
-            collector for more than a single network.
+        ValueError, TypeError: if the control points or velocities are not weights of `net`, or some of its parameters
+            are frozen; measure="length" without a curve; beta, layerwise or similarity for a family that they do not
+            suit; until outside 1..epochs; a collector for more than a single network; a batch of one image with batch
+            norm; arguments of other kinds, or a seed below 0.
 
     Source: G18 Eqs. (1) to (3) and A.2; W21 Algorithm 1, Eqs. (5) and (13); AY20 section 5 for plain training.
     """
+    check_request(net, family, task, recipe, seed)
     _check(net, family, recipe, until, collect)
     # With beta > 0 the regularised weights lie together; other runs keep the order that their checkpoints have.
     run = Run(family, task, split, recipe, seed, Layout.of(net, family.points[0], norms_last=recipe.beta > 0))

@@ -115,3 +115,18 @@ def test_positions_that_a_family_does_not_have_are_refused(family, positions, me
         family.members(positions)
     with pytest.raises(ValueError, match="count must be a whole number >= 1, got 0"):
         family.random_members(0, 1)
+
+
+def test_a_position_is_no_coefficient():
+    line = families.line(A, B)
+    with pytest.raises(TypeError, match=r"tensor \(k,\), one for each of the 2 control points, got 0.3; members\(\[0.3\]\) takes"):
+        line.member(0.3)
+    with pytest.raises(ValueError, match=r"got the single number 0.3; members\(\[0.3\]\) takes positions"):
+        line.member(torch.tensor(0.3))
+
+
+def test_random_members_have_a_seed_by_default():
+    line = families.line(A, B)
+    assert_close(list(line.random_members(2)), list(line.random_members(2, 0)))
+    with pytest.raises(ValueError, match="seed must be a whole number >= 0, got -1"):
+        line.random_members(2, -1)

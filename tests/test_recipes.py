@@ -62,6 +62,25 @@ def test_without_a_name_networks_and_their_numbers_say_what_is_the_same(tmp_path
     assert_close(again.points[1], curve.points[1], rtol=0, atol=0)
 
 
+class Dropped(nn.Module):
+    """Says nothing of its p."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.linear, self.p = nn.Linear(16, 3), p
+
+    def forward(self, images):
+        return self.linear(nn.functional.dropout(images.flatten(1), self.p, self.training))
+
+
+def test_attributes_that_are_not_shown_make_another_network(tmp_path):
+    first = recipes.point({name: p.detach().clone() for name, p in Dropped(0.0).named_parameters()})
+    nets = [Dropped(0.0), Dropped(0.5)]
+    found = [recipes.trained(first, net, TASK, QUICK, store=str(tmp_path)).points[0] for net in nets]
+    assert repr(nets[0]) == repr(nets[1]) and not torch.equal(found[0]["linear.weight"], found[1]["linear.weight"])
+    assert len(Store(tmp_path).entries()) == 2
+
+
 def test_a_record_tells_how_the_network_came_about(tmp_path):
     recipes.endpoints(TASK, "mlp", seeds=[3], recipe=QUICK, store=tmp_path, width=5)
     entry, = Store(tmp_path).entries()
@@ -74,6 +93,16 @@ def test_the_papers_recipes():
     mnist_like = recipes.recipe_for(TASK)
     assert (mnist_like.epochs, mnist_like.lr, mnist_like.batch_size) == (30, 0.01, 128)
     assert recipes.recipe_for(TASK, epochs=0, lr=0.5).epochs == 30 and recipes.recipe_for(TASK, lr=0.5).lr == 0.5
+
+
+def test_0_means_0_where_a_recipe_can_have_it():
+    digits = replace(TASK, name="digits")
+    assert recipes.recipe_for(digits).weight_decay == 1e-3
+    changed = recipes.recipe_for(digits, weight_decay=0.0, momentum=0, warmup=0, clip=0.0, beta=0, augment=False)
+    assert changed == replace(recipes.RECIPES["digits"], weight_decay=0.0, momentum=0, augment=False)
+    kept = {"epochs": 0, "lr": 0.0, "batch_size": 0, "draws": 0}
+    assert recipes.recipe_for(digits, **kept) == recipes.RECIPES["digits"]
+    assert recipes.recipe_for(digits, **dict.fromkeys([*kept, "weight_decay"])) == recipes.RECIPES["digits"]
 
 
 @pytest.mark.parametrize("seeds, error, message", [

@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "files", "devices", "sampling", "products", "workers"],
+    ["errors", "scalars", "files", "devices", "sampling", "products", "workers"],
     ["image_files"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
     ["layers", "tasks", "paths", "metrics", "recording", "checkpoints", "batchnorm"],
     ["residual", "recurrent", "neurons", "families", "corruptions", "layout", "initial"],
-    ["models", "features", "tracing", "flat", "identity", "draws", "regularisers"],
+    ["models", "features", "tracing", "flat", "identity", "draws", "regularisers", "requests"],
     ["flows", "adjust", "legs", "descent", "refit"],
     ["archive", "stages", "evaluation", "training"],
     ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures",
