@@ -9,6 +9,7 @@ from scipy.stats import binom
 
 from lossland import families, models
 from lossland.connectors import Connector, is_connector
+from lossland.ensembles import member_scores
 from lossland.evaluation import evaluate, predict
 from lossland.paths import segment
 from lossland.recipes import recipe_for
@@ -163,4 +164,7 @@ def test_errors_of_torch_say_which_network_met_which_data():
         assert re.search(r"MLP on task 'blobs': " + note.format(8), caught.value.__notes__[0])
     with pytest.raises(RuntimeError, match="out of bounds") as caught:
         evaluate(few, segment(b, b), TASK, points=3)
-    assert re.search(note.format(6), caught.value.__notes__[0])
+    assert re.search(note.format(6), caught.value.__notes__[-1])
+    with pytest.raises(RuntimeError, match="out of bounds") as caught:
+        member_scores(few, [b], TASK)
+    assert caught.value.__notes__ == ["the network gave 2 logits for each label: there must be one for each class of the task"]

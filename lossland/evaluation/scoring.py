@@ -49,7 +49,13 @@ class Sums:
     def add(self, where: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add the scores of logits (T', b, C) to the rows `where` (T',); (T', b, C, L) and labels (b, L) for words."""
         logits, labels = flatten(logits, labels)
-        self.add_scores(where, *kernels.class_scores(logits, labels, BINS))
+        try:
+            scores = kernels.class_scores(logits, labels, BINS)
+        except (RuntimeError, IndexError) as error:
+            error.add_note(f"the network gave {logits.shape[-1]} logits for each label: there must be one for each "
+                           "class of the task")
+            raise
+        self.add_scores(where, *scores)
 
     def add_scores(self, where: Tensor, nll: Tensor, hits: Tensor, histogram: Tensor) -> None:
         """Add sums over images to the rows `where` (T',), as `kernels.class_scores` returns them."""
