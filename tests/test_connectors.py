@@ -168,3 +168,12 @@ def test_errors_of_torch_say_which_network_met_which_data():
     with pytest.raises(RuntimeError, match="out of bounds") as caught:
         member_scores(few, [b], TASK)
     assert caught.value.__notes__ == ["the network gave 2 logits for each label: there must be one for each class of the task"]
+
+
+def test_members_may_be_families_of_one_point_and_no_fits():
+    a = drawn(1)
+    one, other = (member_scores(net(), [member], TASK) for member in (a, families.point(a)))
+    assert one.nll.equals(other.nll) and len(one)
+    done = fit(net(), families.point(a), TASK, recipe_for(TASK, epochs=1, batch_size=64))
+    with pytest.raises(TypeError, match=r"members\[0\] must be the weights of one network, got Fit: .* \.family\.points\[0\]"):
+        member_scores(net(), [done], TASK)

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from lossland.ensembles.averaging import Average
 from lossland.evaluation import check_split
+from lossland.evaluation.arguments import single
 from lossland.evaluation.scoring import Stateless, Sums, check_task, logits_of
 from lossland.targets import flatten
 from lossland.tasks import Split, Task
-from lossland.weights import Weights, check_belongs, check_finite
+from lossland.weights import Weights, check_finite
 
 Buffers = dict[str, Tensor]
 Temperatures = float | Iterable[float] | None
@@ -38,7 +39,7 @@ def checked_members(net: nn.Module, members: Iterable[Weights]) -> Iterator[Weig
 def _checked(net: nn.Module, members: Iterable[Weights]) -> Iterator[Weights]:
     count = 0
     for count, weights in enumerate(members, 1):
-        check_belongs(net, weights, f"members[{count - 1}]")
+        weights = single(net, weights, f"members[{count - 1}]")
         check_finite(weights, f"members[{count - 1}]")
         yield weights
     if not count:
