@@ -43,7 +43,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VERSIONS) | $(VENV)/bin/python
-	$(PY) -m pip install --disable-pip-version-check -e '.[book,test]' -c constraints.txt
+	$(PY) -m pip install --disable-pip-version-check -e '.[book,classroom,cluster,test]' -c constraints.txt
 	@touch $@
 
 _build/.book: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(NUMBERS) $(PAGES) book/_tools/build_book.py
