@@ -23,7 +23,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 PACKAGE := $(shell find lossland -name '*.py' 2>/dev/null)
-CHAPTERS := $(wildcard book/chapters/[0-9]*.ipynb)
+CHAPTERS := $(wildcard book/chapters/[0-9]*.ipynb book/*.ipynb)
 NUMBERS := $(wildcard book/papers/*.yml book/results/*/*.json)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
 VERSIONS := pyproject.toml constraints.txt
@@ -70,7 +70,7 @@ notebook-tests: unit-tests _build/.nbval
 
 _build/.nbval: $(INSTALLED) $(VERSIONS) $(PACKAGE) $(CHAPTERS) $(NUMBERS)
 	@mkdir -p _build
-	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env -p no:cacheprovider book/chapters
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env -p no:cacheprovider $(CHAPTERS)
 	@touch $@
 
 site-tests: notebook-tests _build/.book

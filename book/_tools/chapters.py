@@ -20,13 +20,23 @@ def chapters(root: Path = ROOT) -> list[Path]:
     return sorted((root / "book" / "chapters").glob("[0-9]*.ipynb"))
 
 
-def find_chapter(name: str, root: Path = ROOT) -> Path:
+def notebooks(root: Path = ROOT) -> list[Path]:
+    """Return all that is executed: the chapters, then pages that have no parameters and no number."""
+    return [*chapters(root), *sorted((root / "book").glob("*.ipynb"))]
+
+
+def find_chapter(name: str, root: Path = ROOT, among: list[Path] | None = None) -> Path:
     """Return the notebook that a number ("2", "02"), the beginning of a name or a file name means.
+
+    Args:
+        name: of a chapter.
+        root: folder that holds book/.
+        among: notebooks to choose from; None: the chapters.
 
     Raises:
         ValueError: no chapter or several fit; the message lists the chapters.
     """
-    known = {path.stem: path for path in chapters(root)}
+    known = {path.stem: path for path in (chapters(root) if among is None else among)}
     wanted = Path(name).name.removesuffix(".ipynb").strip()
     wanted = wanted.zfill(2) if wanted.isdigit() else wanted
     fitting = [stem for stem in known if wanted and (stem == wanted or stem.startswith(wanted))]

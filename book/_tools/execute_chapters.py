@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from chapters import ROOT, chapters
+from chapters import ROOT, notebooks
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
@@ -52,7 +52,7 @@ def execute(root: Path, jobs: int | None = None) -> Iterator[tuple[Path, Executi
         jobs: chapters at a time; None: `workers`.
     """
     cache = get_cache(cache_folder(root / "_build", root / "book"))
-    waiting = [path for path in chapters(root) if not is_cached(cache, path)]
+    waiting = [path for path in notebooks(root) if not is_cached(cache, path)]
     if not waiting:
         return
     with ProcessPoolExecutor(min(jobs or workers(), len(waiting)), mp_context=get_context("spawn")) as pool:

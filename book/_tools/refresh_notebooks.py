@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
-from chapters import ONE_THREAD, chapters, find_chapter, read, source_stamp
+from chapters import ONE_THREAD, find_chapter, notebooks, read, source_stamp
 from execute_chapters import workers
 from nbformat import NotebookNode
 from PIL import Image
@@ -119,7 +119,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.update(ONE_THREAD)
     waiting = []
-    for path in [find_chapter(name) for name in arguments.chapters] or chapters():
+    for path in [find_chapter(name, among=notebooks()) for name in arguments.chapters] or notebooks():
         if is_stamped(path) and not arguments.all:
             print(f"{path.stem}: up to date")
         else:

@@ -8,9 +8,9 @@ import re
 import tokenize
 
 import pytest
-from chapters import chapters, parameters_cell, read, source_stamp, tags
+from chapters import chapters, notebooks, parameters_cell, read, source_stamp, tags
 
-CHAPTERS = [pytest.param(path, id=path.stem) for path in chapters()]
+NOTEBOOKS = [pytest.param(path, id=path.stem) for path in notebooks()]
 PARAMETERS = {
     "scale": "str", "seed": "int", "n_seeds": "int", "dataset": "str", "data_dir": "str", "device": "str",
     "epochs": "int", "progress": "bool",
@@ -24,9 +24,15 @@ ABSOLUTE = re.compile(rf"(?<![\w.:/<~-])/(?:{ROOTS})/|\b[A-Z]:\\\\?\w")
 KILOBYTES, CODE_LINES, ALT_LETTERS = 300, 15, 25
 
 
-@pytest.fixture(params=CHAPTERS)
+@pytest.fixture(params=NOTEBOOKS)
 def path(request):
     return request.param
+
+
+@pytest.fixture(params=NOTEBOOKS[:len(chapters())])
+def chapter(request):
+    """Return a notebook with parameters; other pages have none."""
+    return read(request.param)
 
 
 @pytest.fixture()
@@ -52,11 +58,11 @@ def pictured(notebook):
 
 
 def test_the_book_has_chapters():
-    assert CHAPTERS
+    assert chapters()
 
 
-def test_parameters_are_typed_assigned_and_commented(notebook):
-    cell = parameters_cell(notebook)
+def test_parameters_are_typed_assigned_and_commented(chapter):
+    cell = parameters_cell(chapter)
     comments = {token.start[0] for token in tokenize.generate_tokens(io.StringIO(cell.source).readline)
                 if token.type == tokenize.COMMENT and token.string.strip("# ")}
     for statement in ast.parse(cell.source).body:
@@ -66,37 +72,38 @@ def test_parameters_are_typed_assigned_and_commented(notebook):
         assert statement.lineno in comments
 
 
-def test_parameters_are_plain_json(notebook):
-    for statement in ast.parse(parameters_cell(notebook).source).body:
+def test_parameters_are_plain_json(chapter):
+    for statement in ast.parse(parameters_cell(chapter).source).body:
         value = ast.literal_eval(statement.value)
         assert isinstance(value, (str, int, float, bool, list)) or value is None
 
 
-def test_shared_parameters_have_their_names_and_types(notebook):
+def test_shared_parameters_have_their_names_and_types(chapter):
     declared = {statement.target.id: ast.unparse(statement.annotation)
-                for statement in ast.parse(parameters_cell(notebook).source).body}
+                for statement in ast.parse(parameters_cell(chapter).source).body}
     assert {name: declared.get(name) for name in PARAMETERS} == PARAMETERS
 
 
-def test_default_scale_is_tiny_on_embedded_data(notebook):
+def test_default_scale_is_tiny_on_embedded_data(chapter):
     values = {statement.target.id: ast.literal_eval(statement.value)
-              for statement in ast.parse(parameters_cell(notebook).source).body}
+              for statement in ast.parse(parameters_cell(chapter).source).body}
     expected = {"scale": "tiny", "dataset": "digits", "device": "auto", "progress": False}
     assert {name: values[name] for name in expected} == expected
 
 
-def test_papermill_can_explain_the_parameters(path, notebook):
+@pytest.mark.parametrize("path", NOTEBOOKS[:len(chapters())])
+def test_papermill_can_explain_the_parameters(path):
     from papermill import inspect_notebook
 
-    declared = [statement.target.id for statement in ast.parse(parameters_cell(notebook).source).body]
+    declared = [statement.target.id for statement in ast.parse(parameters_cell(read(path)).source).body]
     explained = inspect_notebook(str(path))
     assert list(explained) == declared
     assert not [name for name, entry in explained.items() if not entry["help"] or entry["inferred_type_name"] == "None"]
 
 
-def test_parameters_are_checked_before_anything_uses_them(notebook):
-    cells = code_cells(notebook)
-    after = cells[cells.index(parameters_cell(notebook)) + 1]
+def test_parameters_are_checked_before_anything_uses_them(chapter):
+    cells = code_cells(chapter)
+    after = cells[cells.index(parameters_cell(chapter)) + 1]
     assert "check_parameters(" in after.source
 
 

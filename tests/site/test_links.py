@@ -80,12 +80,12 @@ def test_site_is_small():
     assert size < MEGABYTES * 1e6
 
 
-CHAPTERS = sorted((ROOT / "book" / "chapters").glob("[0-9]*.ipynb"))
+CHAPTERS = [*sorted((ROOT / "book" / "chapters").glob("[0-9]*.ipynb")), *sorted((ROOT / "book").glob("*.ipynb"))]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_is_rendered_and_can_be_downloaded(chapter):
-    page = HTML / "chapters" / f"{chapter.stem}.html"
+    page = (HTML / chapter.relative_to(ROOT / "book")).with_suffix(".html")
     links = [link["href"] for link in parsed(page).find_all("a", href=True) if link["href"].endswith(".ipynb")]
     assert links
     assert (page.parent / links[0]).resolve().read_bytes() == chapter.read_bytes()
