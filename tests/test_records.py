@@ -66,3 +66,57 @@ def test_the_quoted_tables_are_rectangular():
     for file in (folder / "papers").glob("*.yml"):
         for name, table in yaml.safe_load(file.read_text())["tables"].items():
             assert table["unit"] and all(len(row) == len(table["columns"]) for row in table["rows"].values()), (file, name)
+
+
+def planted(book, monkeypatch, **changes):
+    """Record a run, change its file by hand, and return what a page says."""
+    monkeypatch.setenv("LOSSLAND_RECORD", str(book / "results"))
+    file = records.record("02", "laptop", "mnist", {"Arc": "97.0"}, {"widths": (1, 2)}, device="cpu")
+    run = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(run | changes), encoding="utf-8")
+    return records.recorded("02", "Arc")
+
+
+def test_a_record_as_it_was_written_has_no_fault(book, monkeypatch):
+    assert planted(book, monkeypatch).startswith("97.0 (mnist, scale laptop")
+    assert [run["faults"] for run in records.recorded_runs()] == [[]]
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"values": {"Arc": "99.9"}}, "99.9 [edited by hand] (mnist, "),
+    ({"settings": {"widths": [1, 3]}}, "97.0 [edited by hand] (mnist, "),
+    ({"checksum": "0" * 16}, "97.0 [edited by hand] (mnist, "),
+])
+def test_a_record_edited_by_hand_is_flagged_behind_its_value(book, monkeypatch, change, said):
+    assert planted(book, monkeypatch, **change).startswith(said)
+
+
+def test_a_record_of_another_version_or_without_checksum_is_flagged(book, monkeypatch):
+    said = planted(book, monkeypatch)
+    monkeypatch.setattr(records, "_version", lambda: "9.0")
+    ours = records.records("02")[0]["versions"]["lossland"]
+    assert records.recorded("02", "Arc") == said.replace(" (", f" [made with lossland {ours}, this is 9.0] (", 1)
+    file = book / "results" / "02" / "laptop-mnist.json"
+    run = json.loads(file.read_text(encoding="utf-8"))
+    del run["checksum"], run["versions"]["lossland"]
+    file.write_text(json.dumps(run), encoding="utf-8")
+    assert records.recorded("02", "Arc") == said.replace(" (", " [no checksum] (", 1)
+
+
+def test_provenance_of_make_record_is_kept_and_sealed(book, monkeypatch):
+    (book / "chapters").mkdir()
+    chapter = book / "chapters" / "02.ipynb"
+    chapter.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["a = 1"]}]}), encoding="utf-8")
+    known = {"commit": "abc", "code": records.code_hash(chapter), "began": 0.0}
+    monkeypatch.setenv("LOSSLAND_PROVENANCE", json.dumps(known))
+    planted(book, monkeypatch)
+    run, = records.recorded_runs()
+    assert (run["commit"], run["file"], run["faults"]) == ("abc", "laptop-mnist.json", []) and run["seconds"] > 1e9
+    chapter.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["a = 2"]}]}), encoding="utf-8")
+    assert records.recorded_runs()[0]["faults"] == ["the chapter has changed since"]
+
+
+def test_no_record_of_the_book_was_edited_by_hand():
+    found = {f"{run['chapter']}/{run['file']}": set(run["faults"]) & {"edited by hand", "no checksum"}
+             for run in records.recorded_runs()}
+    assert found and not any(found.values()), found
