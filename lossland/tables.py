@@ -21,6 +21,23 @@ COLUMNS = {  # key of a row: (heading, what stands where nothing is known)
 }
 COMPARABLE = ("yes", "shape only", "no")
 
+# One listener for the whole head, as an attribute: it works where inserted scripts do not run. What is no number in a
+# column of numbers comes last, whichever way round.
+_SORT = (
+    "const b=event.target.closest('button');if(!b)return;"
+    "const h=b.parentNode,u=h.getAttribute('aria-sort')!=='ascending',"
+    "y=h.closest('table').tBodies[0],v=r=>{const s=r.cells[h.cellIndex].textContent.trim();"
+    "return[r,s,parseFloat(s.replace(/,/g,''))]};for(const o of h.parentNode.cells)o.setAttribute('aria-sort','none');"
+    "h.setAttribute('aria-sort',u?'ascending':'descending');const d=(p,q)=>isNaN(p)?0:p-q;"
+    "[...y.rows].map(v).sort((p,q)=>isNaN(p[2])-isNaN(q[2])||(u?1:-1)*(d(p[2],q[2])||p[1].localeCompare(q[1])))"
+    ".forEach(r=>y.append(r[0]))"
+).replace("&", "&amp;")
+_BUTTON = "all:unset;cursor:pointer;font-weight:bold;text-decoration:underline dotted;min-height:24px;outline:revert"
+_ARROWS = (
+    "<style>.sortable th[aria-sort=ascending] button::after{content:' \\25b2'}"
+    ".sortable th[aria-sort=descending] button::after{content:' \\25bc'}</style>"
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -31,24 +48,34 @@ class Table:
         columns: One heading per column.
         rows: Cells as text; the first `headers` of each row are headings of the row.
         headers: How many.
+        sortable: Whether a click on a heading, or the enter or space key, sorts the rows by it, and a second one turns
+            them round. This needs neither kernel nor network; without JavaScript the rows stay as they are.
     """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     headers: int = 1
+    sortable: bool = False
 
     def _repr_html_(self) -> str:
         # "dataframe" is the class that the book's theme styles, in the dark as well. The frame scrolls on a phone, and
         # can be reached by the keyboard to do so.
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
+        head = "".join(self._heading(escape(name)) for name in self.columns)
         body = "".join(f"<tr>{self._cells(row)}</tr>" for row in self.rows)
         caption = escape(self.caption)
+        style, kind, listen = (_ARROWS, " sortable", f' onclick="{_SORT}"') if self.sortable else ("", "", "")
         return (
-            f'<div style="overflow-x:auto" tabindex="0" role="group" aria-label="{caption}"><table class="dataframe">'
+            f'{style}<div style="overflow-x:auto" tabindex="0" role="group" aria-label="{caption}">'
+            f'<table class="dataframe{kind}">'
             f'<caption style="caption-side:top;text-align:left">{caption}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<thead{listen}><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
+
+    def _heading(self, name: str) -> str:
+        if not self.sortable:
+            return f'<th scope="col">{name}</th>'
+        return f'<th scope="col" aria-sort="none"><button type="button" style="{_BUTTON}">{name}</button></th>'
 
     def _cells(self, row: tuple[str, ...]) -> str:
         first = "".join(f'<th scope="row" style="text-align:left">{escape(cell)}</th>' for cell in row[: self.headers])
@@ -67,6 +94,24 @@ class Table:
         texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         texts.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([self.caption, "", *(text.rstrip() for text in texts)])
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Several tables, each behind a line that opens it: without a kernel, by mouse or keyboard.
+
+    Attributes:
+        tables: Line -> table.
+    """
+
+    tables: Mapping[str, Table]
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<details><summary>{escape(line)}</summary>{one._repr_html_()}</details>"
+                       for line, one in self.tables.items())
+
+    def __repr__(self) -> str:
+        return "\n".join(self.tables)
 
 
 def mean_sd(
@@ -134,7 +179,8 @@ def results_table(rows: Iterable[Mapping[str, Any]], *, caption: str) -> Table:
     return _table(caption, tuple(heading for heading, _ in COLUMNS.values()), lines, 1)
 
 
-def table(frame: pd.DataFrame, *, caption: str, missing: str = "not run", digits: int = 4) -> Table:
+def table(frame: pd.DataFrame, *, caption: str, missing: str = "not run", digits: int = 4,
+          sortable: bool = False) -> Table:
     """Return any table in the accessible form of the book.
 
     Args:
@@ -142,6 +188,7 @@ def table(frame: pd.DataFrame, *, caption: str, missing: str = "not run", digits
         caption: What the table holds, units included.
         missing: What stands in place of NaN and None.
         digits: Significant digits of floats.
+        sortable: Whether readers can sort the rows by a click on a heading.
 
     Returns:
         A table that displays itself.
@@ -155,15 +202,16 @@ def table(frame: pd.DataFrame, *, caption: str, missing: str = "not run", digits
     flat = frame if counting else frame.reset_index()
     columns = tuple(", ".join(map(str, filter(None, name))) if isinstance(name, tuple) else str(name) for name in flat)
     rows = [tuple(_cell(value, missing, digits) for value in row) for row in flat.itertuples(index=False, name=None)]
-    return _table(caption, columns, rows, 1 if counting else frame.index.nlevels)
+    return _table(caption, columns, rows, 1 if counting else frame.index.nlevels, sortable)
 
 
-def _table(caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], headers: int) -> Table:
+def _table(caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], headers: int,
+           sortable: bool = False) -> Table:
     if not caption.strip():
         raise ValueError(f"caption must be a text that is not empty, got {caption!r}")
     if not rows or not columns:
         raise ValueError(f"a table must have rows and columns, got {len(rows)} x {len(columns)}")
-    return Table(caption, columns, tuple(rows), headers)
+    return Table(caption, columns, tuple(rows), headers, sortable)
 
 
 def _cell(value: Any, missing: str, digits: int = 4) -> str:

@@ -449,6 +449,24 @@ def test_any_frame_becomes_a_table_whose_index_heads_the_rows() -> None:
     assert both.columns == ("t", "accuracy, mean", "accuracy, min")
 
 
+def test_a_sortable_table_has_a_button_in_every_heading_and_no_script_element() -> None:
+    frame = pd.DataFrame({"method": ["Arc"], "worst <%>": ["97.1"]})
+    html = tables.table(frame, caption="c", sortable=True)._repr_html_()
+    page = _Page(html)
+    assert len(page.all("button")) == 2 and [head.get("aria-sort") for head in page.all("th")] == ["none", "none", None]
+    assert "closest('table')" in page.all("thead")[0]["onclick"] and "<script" not in html
+    assert "<button" not in tables.table(frame, caption="c")._repr_html_()
+    assert repr(tables.table(frame, caption="c", sortable=True)) == repr(tables.table(frame, caption="c"))
+
+
+def test_folded_tables_name_themselves_and_keep_their_captions() -> None:
+    one = tables.table(pd.DataFrame({"a": [1]}), caption="inside")
+    folds = tables.Folds({"Table 1 <half>": one, "Table 2": one})
+    page = _Page(folds._repr_html_())
+    assert len(page.all("details")) == len(page.all("summary")) == len(page.all("caption")) == 2
+    assert page.words[:2] == ["Table 1 <half>", "inside"] and repr(folds) == "Table 1 <half>\nTable 2"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -49,3 +49,24 @@ def test_dark_theme_is_dark(tab):
     tab.goto((HTML / "intro.html").as_uri())
     colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(part) for part in colour.strip("rgba()").split(",")[:3]) < 80
+
+
+ORDER = "table => [...table.tBodies[0].rows].map(row => row.cells[COLUMN].textContent)"
+
+
+def test_sortable_tables_answer_the_keyboard(tab):
+    stuck = []
+    for page in pages():
+        if "dataframe sortable" not in (HTML / page).read_text(encoding="utf-8"):
+            continue
+        tab.goto((HTML / page).as_uri())
+        for table in tab.locator("table.sortable").all():
+            heading = table.locator("th button").first
+            heading.focus()
+            orders = []
+            for _ in range(2):
+                heading.press("Enter")
+                orders.append(table.evaluate(ORDER.replace("COLUMN", "0")))
+            first = table.locator("th").first.get_attribute("aria-sort")
+            stuck += [page] if orders[0] == orders[1] or first != "descending" else []
+    assert not stuck
