@@ -36,7 +36,7 @@ def test_shared_work_equals_one_network_at_a_time(name, shape):
     path = {"segment": paths.segment(a, b), "arc": paths.arc(a, b, c), "chain": paths.chain([a, c, b]),
             "bezier": paths.bezier([a, c, b])}[shape]
     table = ev.evaluate(net, path, TASK, points=7)
-    assert table.attrs == {"grid": 7, "task": "blobs", "way": KINDS[name][1]}
+    assert table.attrs == {"grid": 7, "task": "blobs", "way": KINDS[name][1], "product": "float64"}
     for row in table.itertuples():
         weights, split = path.point(row.t), TASK.split(row.split)
         logits = ev.predict(net, weights, TASK, row.split)

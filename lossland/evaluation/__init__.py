@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lossland.evaluation.arguments import as_path, check_task, naming, single
-from lossland.evaluation.scoring import Stateless, Sums, logits_of
+from lossland.evaluation.first_layers import check_precision
+from lossland.evaluation.scoring import Manner, Stateless, Sums, logits_of
 from lossland.evaluation.walks import Walk
 from lossland.families import Family
 from lossland.legs import Swaps
@@ -85,7 +86,7 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
 def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
              points: int | Sequence[float] | Tensor | None = None, swaps: int | None = None,
              splits: Sequence[str] = ("train", "test"), exact: bool = False,
-             progress: bool = False) -> pd.DataFrame:
+             precision: str | None = None, progress: bool = False) -> pd.DataFrame:
     """Return a table of losses and accuracies along a path: one row per (t, split).
 
     Images are used without augmentation. Batch-norm statistics are re-estimated on the training split at every t, the
@@ -102,15 +103,19 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         splits: of the task.
         exact: evaluate networks with one hidden layer by the plain loop over t that `lossland.kernels.reference`
             specifies, not by the compiled sweep, which equals it up to rounding.
+        precision: None: that of the weights; uint8 images are multiplied with first layers as bytes where the processor
+            does that fast and it is as exact. "float32": never as bytes. "bfloat16": products of numbers that are
+            rounded to 8 bits, which costs half and changes nll by some 1e-4.
         progress: show a line.
 
     Returns:
         Columns t, leg, split, nll [nats], accuracy, ece [fractions; 20 bins], distance [l2 from the start of the path],
         norm [l2 of all weights; nll + 1/2 * weight_decay * norm^2 is G18's loss].
-        `attrs` says how: grid (number of t), task, and way. Networks with one hidden layer: "sweep" (compiled), "fused"
-        (a loop over t that shares products), "reference" (the same loop, asked for by `exact`), "rank two" (permutation
-        stages, `exact` or not). Others: "shared prefix", "shared first layer", "one by one". A path whose legs are
-        scored in several ways has all their names, such as "fused + rank two".
+        `attrs` says how: grid (number of t), task, product (what first layers were multiplied in: "int8 x 3", three
+        bytes of each weight, "float32", "float64" or "bfloat16"), and way. Networks with one hidden layer: "sweep"
+        (compiled), "fused" (a loop over t that shares products), "reference" (the same loop, asked for by `exact`),
+        "rank two" (permutation stages, `exact` or not). Others: "shared prefix", "shared first layer", "one by one". A
+        path whose legs are scored in several ways has all their names, such as "fused + rank two".
 
     Raises:
         TypeError: without a task (batch-norm statistics cannot be estimated without data), a path or a network; a
@@ -121,6 +126,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
     """
     check_task(net, task)
+    check_precision(precision)
     given, path = path, as_path(path)
     points = default_points(given) if points is None else points
     t = grid(path, points, swaps=swaps)
@@ -128,7 +134,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     chosen = check_split(task, splits)
     start = path.point(0.0)
     check_belongs(net, start, "the start of path")
-    walk = Walk(net, task, splits, start, len(t), exact=exact)
+    walk = Walk(net, task, splits, start, len(t), manner=Manner(exact, precision))
     with tqdm(total=len(t) * len(chosen), desc="path", unit="point", disable=not progress) as bar:
         with naming(net, task):
             walk.along(path, t, bar.update)
@@ -139,7 +145,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         tables.append(pd.DataFrame({"t": t.numpy(), "leg": leg.numpy(), "split": name, **columns,
                                     "distance": walk.away.numpy(), "norm": walk.norm.numpy()}))
     table = pd.concat(tables).sort_values("t", kind="stable", ignore_index=True)
-    table.attrs.update(grid=len(t), task=task.name, way=" + ".join(sorted(walk.ways)))
+    table.attrs.update(grid=len(t), task=task.name, way=" + ".join(sorted(walk.ways)),
+                       product=" + ".join(sorted(walk.products)))
     return table
 
 

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from lossland import kernels
 from lossland.batchnorm import Estimate, estimating
 from lossland.evaluation import scoring
+from lossland.evaluation.first_layers import FirstLayers
 from lossland.evaluation.reuse import PROBE, Batch, Cost, Member, Span
-from lossland.evaluation.scoring import Sums, batches, one_hidden
+from lossland.evaluation.scoring import Manner, Sums, batches, one_hidden
 from lossland.paths import Mix, adds_up
-from lossland.products import packed, product
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, skeleton
 from lossland.workers import in_threads
@@ -51,15 +51,17 @@ class Mixtures:
     Attributes:
         way: "sweep" or "fused" (`kernels.path_way`), "reference" (exact), "shared prefix" (some parameters do not
             move), "shared first layer", or "one by one"; known after scoring.
+        product: what first layers were multiplied in (`FirstLayers.product`), or the type of the weights; known after
+            scoring.
     """
 
     def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True,
-                 exact: bool = False, skeletons: tuple[nn.Module, nn.Module] | None = None) -> None:
-        self.net, self.task, self.points = net, task, tuple(points)
+                 manner: Manner = Manner(), skeletons: tuple[nn.Module, nn.Module] | None = None) -> None:
+        self.net, self.task, self.points, self.manner = net, task, tuple(points), manner
         self.moving = Mix(self.points, lambda s: s).moving()
-        self.exact = exact
         self.way = "fused" if fused and one_hidden(net) else "one by one"
         self.like = next(iter(self.points[0].values()))
+        self.product = str(self.like.dtype).removeprefix("torch.")
         self.bare, self.estimating = skeletons or skeletons_of(net)
 
     def score(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
@@ -74,14 +76,15 @@ class Mixtures:
         if cost:
             self.way = "shared first layer" if span.moving >= self.points[0].keys() else "shared prefix"
         for name, sums in totals.items():
-            split = self.task.split(name)
+            split, here = self.task.split(name), sums.like(len(where), self.like.device)
             for block in self._blocks(split, cost):
                 several = [(Batch(span, images, shared=cost is not None), labels) for images, labels in block]
                 for row in range(len(where)):  # images outside, members inside, so that they meet the same images
                     member = self._member(members, row)
                     for batch, labels in several:
-                        sums.add(where[row, None], batch(member)[None], labels)
+                        here.add(slice(row, row + 1), batch(member)[None], labels)
                     tick(sum(len(labels) for _, labels in several) / len(split))
+            sums.add_all(where, here)
 
     def _one_hidden(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
                     tick: Callable[[float], None]) -> None:
@@ -89,14 +92,14 @@ class Mixtures:
         heads = [point["linear.1.weight"] for point in self.points]
         biases = [point.get("linear.1.bias", head.new_zeros(len(head)))
                   for point, head in zip(self.points, heads, strict=True)]
-        first = [(packed(point["linear.0.weight"]), point.get("linear.0.bias")) for point in self.points]
-        self.way = "reference" if self.exact else kernels.path_way(coefficients, heads)
+        layers = [(point["linear.0.weight"], point.get("linear.0.bias")) for point in self.points]
+        first = FirstLayers(self.task, layers, self.manner.precision or ("float32" if self.manner.exact else None))
+        self.way = "reference" if self.manner.exact else kernels.path_way(coefficients, heads)
+        self.product = first.product
 
         def scored(split: Split, window: slice) -> tuple[Tensor, Tensor, Tensor]:  # images of a folder are read here
-            images = packed(self.task.prepare(split.images[window], self.like.dtype).flatten(1))
-            features = [product(images, weight, bias) for weight, bias in first]
-            return kernels.path_scores(features, coefficients, heads, biases, split.labels[window],
-                                       bins=scoring.BINS, exact=self.exact)
+            return kernels.path_scores(first(split.images[window]), coefficients, heads, biases, split.labels[window],
+                                       bins=scoring.BINS, exact=self.manner.exact)
 
         on_cpu = self.like.device.type == "cpu"
         most = min(scoring.SHARED, _FEATURES // min(torch.get_num_threads(), 8)) if on_cpu else scoring.SHARED
@@ -157,8 +160,9 @@ class Mixtures:
             return _Members(coefficients, [estimates[0].buffers] * len(coefficients), frozenset())
         members = _Members(coefficients, [estimate.buffers for estimate in estimates], frozenset())
         span = self._span(members, private=True)
-        cost = self._cost(span, members, self.task.train)
-        for images, _ in self._images(self.task.train, scoring.BATCH):
+        split = self.manner.statistics or self.task.train
+        cost = self._cost(span, members, split)
+        for images, _ in self._images(split, scoring.BATCH):
             batch = Batch(span, images, shared=cost is not None and cost.apart * len(images) <= scoring.SHARED)
             for row, estimate in enumerate(estimates):
                 batch(self._member(members, row))

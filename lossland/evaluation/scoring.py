@@ -20,13 +20,28 @@ from lossland.targets import flatten
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, distance, skeleton
 
-__all__ = ["BATCH", "BINS", "SHARED", "Exchanges", "Stateless", "Sums", "add_point", "batches", "check_task",
+__all__ = ["BATCH", "BINS", "SHARED", "Exchanges", "Manner", "Stateless", "Sums", "add_point", "batches", "check_task",
            "logits_of", "one_hidden"]
 
 SHARED = 256 * 2**20  # bytes kept at a time for use at other points
 BATCH = 1000  # images per pass
 _TILE = (16, 4096)  # swaps and images scored at a time: logits that stay in cache
 BINS = 20  # of the calibration error, as in W21
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How networks are scored.
+
+    Attributes:
+        exact: by the reference, not by compiled kernels.
+        precision: as `evaluate` takes it.
+        statistics: on which batch-norm statistics are estimated; None: the task's training split.
+    """
+
+    exact: bool = False
+    precision: str | None = None
+    statistics: Split | None = None
 
 
 @dataclass
@@ -38,15 +53,24 @@ class Sums:
     histogram: Tensor  # (T, 3, bins)
 
     @staticmethod
-    def zeros(points: int) -> Sums:
+    def zeros(points: int, device: torch.device | str = "cpu") -> Sums:
         """Return empty sums for T = `points` networks."""
-        return Sums(*(torch.zeros(points, *shape, dtype=torch.float64) for shape in ((), (), (3, BINS))))
+        shapes = (), (), (3, BINS)
+        return Sums(*(torch.zeros(points, *shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def like(self, points: int, device: torch.device) -> Sums:
+        """Return empty sums of this kind for T = `points` networks on a device, to be added by `add_all`."""
+        return Sums.zeros(points, device)
+
+    def add_all(self, where: Tensor, others: Sums) -> None:
+        """Add the sums of other networks (T',) to the rows `where` (T',): the one time that a device is waited for."""
+        self.add_scores(where, others.nll, others.hits, others.histogram)
 
     def rows(self, where: Tensor) -> Sums:
         """Return the sums of some of the networks."""
         return Sums(self.nll[where], self.hits[where], self.histogram[where])
 
-    def add(self, where: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(self, where: Tensor | slice, logits: Tensor, labels: Tensor) -> None:
         """Add the scores of logits (T', b, C) to the rows `where` (T',); (T', b, C, L) and labels (b, L) for words."""
         logits, labels = flatten(logits, labels)
         try:
@@ -57,11 +81,12 @@ class Sums:
             raise
         self.add_scores(where, *scores)
 
-    def add_scores(self, where: Tensor, nll: Tensor, hits: Tensor, histogram: Tensor) -> None:
+    def add_scores(self, where: Tensor | slice, nll: Tensor, hits: Tensor, histogram: Tensor) -> None:
         """Add sums over images to the rows `where` (T',), as `kernels.class_scores` returns them."""
-        self.nll[where] += nll.cpu()
-        self.hits[where] += hits.cpu()
-        self.histogram[where] += histogram.cpu()
+        device = self.nll.device
+        self.nll[where] += nll.to(device)
+        self.hits[where] += hits.to(device)
+        self.histogram[where] += histogram.to(device)
 
     def columns(self, targets: int) -> dict[str, np.ndarray]:
         """Return nll [nats], accuracy and ece [fractions], each (T,), for sums over so many images (words)."""
@@ -112,6 +137,7 @@ class Exchanges:
 
     def __init__(self, net: nn.Module, task: Task, leg: Swaps) -> None:
         self.task, self.leg = task, leg
+        self.product = str(leg.weights["linear.0.weight"].dtype).removeprefix("torch.")
         (self.writers, self.readers), = axes(net.layers()).values()
 
     @staticmethod

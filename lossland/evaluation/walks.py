@@ -11,7 +11,7 @@ from lossland import kernels
 from lossland.evaluation import scoring
 from lossland.evaluation.lengths import Lengths
 from lossland.evaluation.mixtures import Mixtures, skeletons_of
-from lossland.evaluation.scoring import Exchanges, Sums, one_hidden
+from lossland.evaluation.scoring import Exchanges, Manner, Sums, one_hidden
 from lossland.paths import Leg, Mix, Path
 from lossland.tasks import Task
 from lossland.weights import Weights, at
@@ -29,14 +29,15 @@ class Walk:
         totals: split -> sums over its images.
         away, norm: (T,) distances from the start, and norms.
         ways: how the points were scored.
+        products: what first layers were multiplied in.
     """
 
     def __init__(self, net: nn.Module, task: Task, splits: Sequence[str], start: Weights, points: int, *,
-                 exact: bool = False) -> None:
-        self.net, self.task, self.lengths, self.exact = net, task, Lengths(start), exact
+                 manner: Manner = Manner()) -> None:
+        self.net, self.task, self.lengths, self.manner = net, task, Lengths(start), manner
         self.away, self.norm = torch.zeros(2, points, dtype=torch.float64).unbind()
         self.totals = {name: Sums.zeros(points) for name in splits}
-        self.ways: set[str] = set()
+        self.ways, self.products = set[str](), set[str]()
         self.skeletons = skeletons_of(net)
 
     def along(self, path: Path, t: Tensor, tick: Tick) -> None:
@@ -56,6 +57,7 @@ class Walk:
             self.norm[where] = exchanges.distances(s, None)
             exchanges.score(self.totals, where, s, tick)
             self.ways.add(exchanges.way)
+            self.products.add(exchanges.product)
         else:
             size = sum(tensor.nbytes for tensor in self.lengths.origin.values())
             count = max(1, min(_TOGETHER, scoring.SHARED // size))
@@ -75,18 +77,21 @@ class Walk:
                 coefficients[start : start + len(s), places[id(point)]] += c[:, i]
             self.away[where], self.norm[where] = self.lengths.of(leg.points, c)
             start += len(s)
-        mixtures = Mixtures(self.net, self.task, list(points.values()), exact=self.exact, skeletons=self.skeletons)
-        mixtures.score(self.totals, rows, coefficients, tick)
-        self.ways.add(mixtures.way)
+        mixtures = Mixtures(self.net, self.task, list(points.values()), manner=self.manner, skeletons=self.skeletons)
+        self._scored(mixtures, rows, coefficients, tick)
 
     def _any(self, leg: Leg, where: Tensor, s: Tensor, tick: Tick) -> None:
         """Score points of a leg that is not linear in anything: they may still agree in many tensors."""
         points = list(_interned(at(leg(one[None]), 0) for one in s))
         for row, point in zip(where.tolist(), points, strict=True):
             self.away[row], self.norm[row] = (x[0] for x in self.lengths.of([point], torch.ones(1, 1)))
-        mixtures = Mixtures(self.net, self.task, points, fused=False, skeletons=self.skeletons)
-        mixtures.score(self.totals, where, torch.eye(len(points), dtype=torch.float64), tick)
+        mixtures = Mixtures(self.net, self.task, points, fused=False, manner=self.manner, skeletons=self.skeletons)
+        self._scored(mixtures, where, torch.eye(len(points), dtype=torch.float64), tick)
+
+    def _scored(self, mixtures: Mixtures, where: Tensor, coefficients: Tensor, tick: Tick) -> None:
+        mixtures.score(self.totals, where, coefficients, tick)
         self.ways.add(mixtures.way)
+        self.products.add(mixtures.product)
 
 
 def swept(net: nn.Module, path: Path, points: int) -> bool:
