@@ -162,10 +162,10 @@ def test_errors_of_torch_say_which_network_met_which_data():
             call()
         assert len(caught.value.__notes__) == 1
         assert re.search(r"MLP on task 'blobs': " + note.format(8), caught.value.__notes__[0])
-    with pytest.raises(RuntimeError, match="out of bounds") as caught:
+    with pytest.raises(ValueError, match=r"labels must be int64 classes 0\.\.1, got torch.int64, 0\.\.2") as caught:
         evaluate(few, segment(b, b), TASK, points=3)
     assert re.search(note.format(6), caught.value.__notes__[-1])
-    with pytest.raises(RuntimeError, match="out of bounds") as caught:
+    with pytest.raises(ValueError, match=r"labels must be int64 classes 0\.\.1, got torch.int64, 0\.\.2") as caught:
         member_scores(few, [b], TASK)
     assert caught.value.__notes__ == ["the network gave 2 logits for each label: there must be one for each class of the task"]
 

@@ -269,7 +269,7 @@ _NOWHERE = """
 import numba.core.caching
 numba.core.caching.CacheImpl._locator_classes[1:] = []  # only NUMBA_CACHE_DIR is left, and it is not given
 from lossland.kernels import sweep
-print(callable(sweep._compiled(3)))
+print(callable(sweep.compiled("_cpu").sweep_three))
 """
 
 

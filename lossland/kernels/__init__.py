@@ -1,30 +1,40 @@
-"""Hot spots of path evaluation. `reference` is the specification in plain torch; faster ones must equal it."""
+"""Hot spots of path evaluation. `reference` is the specification in plain torch; faster ones must equal it.
+
+All of them take tensors of one dtype on one device, of any layout in memory, give no gradients, and refuse what is
+empty. NaN and infinity go through as in the reference: a loss that is NaN, and never a hit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lossland.kernels import reference
-from lossland.kernels.reference import class_scores, exchange_logits, mix_relu_head
+from lossland.kernels import gpu, reference, scores
+from lossland.kernels._checks import check_labels, check_range, check_tensors
+from lossland.kernels.reference import exchange_logits
 from lossland.kernels.sweep import path_sweep, pays
 
-__all__ = ["class_scores", "exchange_logits", "mix_relu_head", "path_scores", "path_way"]
+__all__ = ["class_scores", "exchange_logits", "path_scores", "path_way", "swap_scores"]
+
+Scores = tuple[Tensor, Tensor, Tensor]
 
 
 def path_way(coefficients: Tensor, heads: Sequence[Tensor]) -> str:
     """Return how `path_scores` evaluates points with coefficients (T, k) between k second layers (C, n).
 
     "sweep" for more than a few points of a segment, of an arc about a centre or of a quadratic Bezier curve, in float32
-    or float64 on a CPU; else "fused", a loop over the points that shares the products of the first layers.
+    or float64 on a CPU; "triton" on a GPU; else "fused", a loop over the points that shares the products of the first
+    layers.
     """
+    if gpu.serves(heads[0], len(heads)):
+        return "triton"
     return "sweep" if pays(coefficients, heads) else "fused"
 
 
 def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor],
-                labels: Tensor, *, bins: int = 20, exact: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+                labels: Tensor, *, bins: int = 20, exact: bool = False) -> Scores:
     """Return the scores of T one-hidden-layer ReLU networks that are mixtures of k fixed ones, both layers alike.
 
     `reference.path_scores` says what they are. The fast way equals it up to rounding: in float64 nll to 1e-10, hits and
@@ -49,7 +59,11 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
             classes, or gradients are asked for.
     """
     features, heads, biases = list(features), list(heads), list(biases)
-    _check(features, coefficients, heads, biases, labels)
+    _check_path(features, coefficients, heads, biases, labels)
+    if gpu.serves(features[0], len(features)) and not exact:
+        from lossland.kernels import _triton
+
+        return _triton.path_scores(features, coefficients, heads, biases, labels, bins=bins)
     if exact or not pays(coefficients, heads):
         return reference.path_scores(features, coefficients, heads, biases, labels, bins=bins)
     features, heads, biases = ([one.detach().contiguous() for one in part] for part in (features, heads, biases))
@@ -61,27 +75,119 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
     return nll, hits, histogram
 
 
-def _check(features: list[Tensor], coefficients: Tensor, heads: list[Tensor], biases: list[Tensor],
-           labels: Tensor) -> None:
-    k = coefficients.shape[-1]
-    every = [*features, *heads, *biases]
-    if coefficients.ndim != 2 or {len(features), len(heads), len(biases)} != {k}:
+def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> Scores:
+    """Return sums over images from which nll, accuracy and expected calibration error follow.
+
+    Args:
+        logits: (T, N, C) of T networks; half precision is read as float32.
+        labels: (N,) int64 classes.
+        bins: equal-width confidence bins on [0, 1], closed on the right.
+
+    Returns:
+        nll (T,) float64 [nats, summed over images], hits (T,) float64, histogram (T, 3, bins) float64: images, summed
+        confidence, hits per bin, as `reference.class_scores`.
+
+    Raises:
+        ValueError: if shapes do not fit, there is nothing to do (T, N or C = 0), labels are no classes, or gradients
+            are asked for.
+    """
+    check_tensors("class_scores", {"logits": logits})
+    if logits.ndim != 3 or not logits.numel() or bins < 1:
+        raise ValueError(f"logits must be (T, N, C) of at least one network, image and class, and bins >= 1, got "
+                         f"{tuple(logits.shape)} and {bins}")
+    check_labels(labels, *logits.shape[1:], logits.device)
+    logits = (logits.float() if logits.itemsize < 4 else logits).detach()
+    if gpu.serves(logits):
+        from lossland.kernels import _triton_scores
+
+        return _triton_scores.class_scores(logits, labels, bins)
+    if not scores.serves(logits, logits.shape[-1]):
+        return reference.class_scores(logits, labels, bins)
+    found = scores.score(logits.contiguous(), labels, bins)
+    return _mended(found, lambda bad: reference.class_scores(logits[bad], labels, bins))
+
+
+def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor], labels: Tensor, *,
+                bins: int = 20, exact: bool = False) -> Scores:
+    """Return the scores of T networks that differ from one in two hidden ReLU units each, half exchanged.
+
+    `reference.swap_scores` says what they are: each a rank-two update of the one network's logits
+    (`reference.exchange_logits`), which on a CPU is scored as soon as it is computed. At u = 0 and 1 the scores are
+    exactly those of the one network; they do not depend on the number of threads.
+
+    Args:
+        logits: (C, N) of the network with all units in place, images last.
+        features: (n, N) pre-activations of its units, biases included.
+        head: (C, n) second layer.
+        swaps: the units (T, 2) int64 that are exchanged, and u (T,) in [0, 1], how much of each exchange is done.
+        labels: (N,) int64 classes.
+        bins: equal-width confidence bins.
+        exact: let the reference do it.
+
+    Returns:
+        nll (T,), hits (T,) and histogram (T, 3, bins), as `class_scores`.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices differ, there is nothing to do (N, n, C or T = 0), labels are no
+            classes, pairs no units, or gradients are asked for.
+    """
+    _check_swaps(logits, features, head, swaps, labels)
+    logits, features, head = (one.detach() for one in (logits, features, head))
+    pairs, u = (one.detach().to(features.device) for one in swaps)
+    if gpu.serves(logits) and not exact:
+        from lossland.kernels import _triton_scores
+
+        return _triton_scores.swap_scores(logits, features, head, (pairs, u), labels, bins=bins)
+    if exact or not scores.serves(logits, len(logits)):
+        return reference.swap_scores(logits, features, head, (pairs, u), labels, bins=bins)
+    whole = logits.contiguous(), features.contiguous(), head, (pairs.contiguous(), u)
+    found = scores.exchange(*whole, labels, bins=bins)
+    return _mended(found, lambda bad: reference.swap_scores(logits, features, head, (pairs[bad], u[bad]), labels,
+                                                            bins=bins))
+
+
+def _mended(found: tuple[Tensor, ...], again: Callable[[Tensor], Scores]) -> Scores:
+    """Return scores with those of the networks (T,) marked last replaced: they have logits that are not finite."""
+    *parts, bad = found
+    if bad.any():
+        for part, other in zip(parts, again(bad), strict=True):
+            part[bad] = other
+    return tuple(parts)
+
+
+def _check_path(features: list[Tensor], coefficients: Tensor, heads: list[Tensor], biases: list[Tensor],
+                labels: Tensor) -> None:
+    k = coefficients.shape[-1] if coefficients.ndim else 0
+    parts = {"features": features, "heads": heads, "biases": biases}
+    if coefficients.ndim != 2 or {len(part) for part in parts.values()} != {k}:
         raise ValueError(f"coefficients {tuple(coefficients.shape)} must be (T, k), with k features, heads and biases; "
                          f"got {len(features)}, {len(heads)} and {len(biases)}")
     if not (k and len(coefficients)):
         raise ValueError(f"there must be at least one point and one t, got k={k}, T={len(coefficients)}")
+    named = {f"{name}[{i}]": one for name, part in parts.items() for i, one in enumerate(part)}
+    check_tensors("path_scores", named, {"coefficients": coefficients})
     (images, units), classes = (features[0].shape[0], features[0].shape[-1]), heads[0].shape[0]
     wanted = [(images, units)] * k + [(classes, units)] * k + [(classes,)] * k
-    if [tuple(one.shape) for one in every] != wanted or tuple(labels.shape) != (images,):
-        raise ValueError(f"features (N, n), heads (C, n), biases (C,) and labels (N,) must fit together, got "
-                         f"{[tuple(one.shape) for one in (*every, labels)]}")
+    if [tuple(one.shape) for one in named.values()] != wanted:
+        raise ValueError(f"features (N, n), heads (C, n) and biases (C,) must fit together, got "
+                         f"{[tuple(one.shape) for one in named.values()]}")
     if not (images and units and classes):
         raise ValueError(f"there must be at least one image, unit and class, got {images}, {units}, {classes}")
-    if len(kinds := {(one.dtype, one.device.type) for one in every}) > 1 or labels.device != features[0].device:
-        raise ValueError(f"features, heads, biases and labels must be of one dtype on one device, got "
-                         f"{sorted(map(str, kinds))} and labels on {labels.device}")
-    if torch.is_grad_enabled() and any(one.requires_grad for one in (*every, coefficients)):
-        raise ValueError("path_scores gives no gradients: call it under torch.no_grad(), or detach its arguments")
-    if labels.dtype != torch.int64 or (labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < classes):
-        raise ValueError(f"labels must be int64 classes 0..{classes - 1}, got {labels.dtype}, {labels.min()}.."
-                         f"{labels.max()}")
+    check_labels(labels, images, classes, features[0].device)
+
+
+def _check_swaps(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor],
+                 labels: Tensor) -> None:
+    pairs, u = swaps
+    check_tensors("swap_scores", {"logits": logits, "features": features, "head": head}, {"u": u})
+    shapes = [tuple(one.shape) for one in (logits, features, head, pairs, u)]
+    if [len(shape) for shape in shapes] != [2, 2, 2, 2, 1] or shapes[2] != (len(logits), len(features)) or (
+            shapes[0][1] != shapes[1][1] or shapes[3] != (len(u), 2)):
+        raise ValueError("logits (C, N), features (n, N), head (C, n) and swaps (T, 2), (T,) must fit together, got "
+                         f"{shapes}")
+    if not (logits.numel() and len(features) and len(u)):
+        raise ValueError(f"there must be at least one image, unit, class and network, got {shapes}")
+    if pairs.dtype != torch.int64:
+        raise ValueError(f"swaps must be int64 units 0..{len(features) - 1}, got {pairs.dtype}")
+    check_range("swaps", pairs, len(features), "units")
+    check_labels(labels, logits.shape[1], len(logits), logits.device)

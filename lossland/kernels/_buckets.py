@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from lossland.kernels._lanes import add, choose, div, fma, load, mul, root, splat, store, store_whole, sub, zero
+from lossland.kernels._lanes import add, choose, div, fma, load, mul, part, root, splat, store, store_whole, sub, zero
 
 Arrays = tuple[Any, ...]
 
 TILE = 256  # units at a time: their rows of the heads stay in the first-level cache
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}  # NaN and infinity are kept
-part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 
 @part

@@ -15,9 +15,8 @@ import numba
 import numpy as np
 
 from lossland.kernels import _buckets, _lanes
-from lossland.kernels._buckets import (OPTIONS, TILE, Arrays, copied, fill_three, fill_two, one_root, part, places_of,
-                                       two_roots)
-from lossland.kernels._lanes import add, exp, fma, larger, load, splat, store, sub, transpose, zero
+from lossland.kernels._buckets import TILE, Arrays, copied, fill_three, fill_two, one_root, places_of, two_roots
+from lossland.kernels._lanes import OPTIONS, add, exp, fma, larger, load, part, splat, store, sub, transpose, zero
 
 
 @part

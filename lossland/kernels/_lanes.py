@@ -16,6 +16,8 @@ from numba.core.typing.templates import Signature
 from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}  # NaN and infinity are kept
+part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)  # a function of compiled ones only
 
 _INT = ir.IntType(32)
 _EXP = {32: (7, 23, 127, -87.0), 64: (13, 52, 1023, -708.0)}  # terms, bits of the mantissa, bias, least argument
@@ -103,12 +105,14 @@ mul, div = _of_two(ir.IRBuilder.fmul), _of_two(ir.IRBuilder.fdiv)
 larger = _of_two(_larger)  # the second where one of them is NaN
 
 
-@intrinsic
-def root(typing: object, a: Lanes) -> tuple[Signature, Emit]:
-    """Return the square root."""
-    def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
-        return _call(builder, "sqrt", *args)
-    return a(a), emit
+def _of_one(name: str) -> Callable[..., Lanes]:
+    @intrinsic
+    def operation(typing: object, a: Lanes) -> tuple[Signature, Emit]:
+        return a(a), lambda context, builder, signature, args: _call(builder, name, *args)
+    return operation
+
+
+root, ceil = _of_one("sqrt"), _of_one("ceil")
 
 
 @intrinsic
@@ -124,6 +128,14 @@ def choose(typing: object, a: Lanes, b: Lanes, c: Lanes, d: Lanes) -> tuple[Sign
     """Return c where a > b, and d elsewhere, also where one of them is NaN."""
     def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
         return builder.select(builder.fcmp_ordered(">", *args[:2]), *args[2:])
+    return a(a, b, c, d), emit
+
+
+@intrinsic
+def choose_equal(typing: object, a: Lanes, b: Lanes, c: Lanes, d: Lanes) -> tuple[Signature, Emit]:
+    """Return c where a = b, and d elsewhere."""
+    def emit(context: object, builder: ir.IRBuilder, signature: Signature, args: Sequence[ir.Value]) -> ir.Value:
+        return builder.select(builder.fcmp_ordered("==", *args[:2]), *args[2:])
     return a(a, b, c, d), emit
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _POINTS = 64  # at a time, which bounds the memory of their logits
+_SWAPS = (16, 4096)  # and images at a time, which bounds the memory of theirs
 _TILE = 2 * 1024 * 1024  # bytes of one pre-activation tile: measured best on x86, between second- and third-level cache
 
 
@@ -64,7 +65,7 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> tuple[Tensor
     """Return sums over images from which nll, accuracy and expected calibration error follow.
 
     Args:
-        logits: (T, N, C).
+        logits: (T, N, C); half precision is read as float32.
         labels: (N,) int64 classes.
         bins: equal-width confidence bins on [0, 1], closed on the right.
 
@@ -76,6 +77,7 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> tuple[Tensor
     Source: cross-entropy as in AY20 section 5; ECE with 20 bins as in W21.
     """
     points, images, _ = logits.shape
+    logits = logits.float() if logits.itemsize < 4 else logits
     log_norm = logits.logsumexp(dim=-1)  # (T, N)
     chosen = logits.gather(-1, labels.expand(points, images)[..., None])[..., 0]
     top, guess = logits.max(dim=-1)
@@ -151,3 +153,30 @@ def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tupl
     of_p, of_q = left * first + done * second - p.relu(), done * first + left * second - q.relu()
     heads = torch.stack([head_p, head_q], 2)  # (T, C, 2)
     return torch.baddbmm(logits, heads, torch.stack([of_p, of_q], 1)).transpose(1, 2)
+
+
+def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor], labels: Tensor, *,
+                bins: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores of T networks that differ from one in two hidden ReLU units each, half exchanged.
+
+    Args:
+        logits: (C, N) of the network with all units in place, images last.
+        features: (n, N) pre-activations of its units, biases included.
+        head: (C, n) second layer.
+        swaps: the units (T, 2) int64 that are exchanged, and u (T,) in [0, 1], how much of each exchange is done.
+        labels: (N,) int64 classes.
+        bins: of the histogram.
+
+    Returns:
+        nll (T,), hits (T,) and histogram (T, 3, bins), as `class_scores`.
+
+    Source: the swaps of AY20 section 3.4.
+    """
+    (pairs, u), (rows, columns), found = swaps, _SWAPS, []
+    for (p, q), some in zip((part.unbind(1) for part in pairs.split(rows)), u.split(rows), strict=True):
+        parts = [class_scores(exchange_logits(base, (z[p], z[q]), (head.T[p], head.T[q]), some), y, bins)
+                 for base, z, y in zip(logits.split(columns, 1), features.split(columns, 1), labels.split(columns),
+                                       strict=True)]
+        found.append([sum(one) for one in zip(*parts, strict=True)])
+    nll, hits, histogram = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return nll, hits, histogram

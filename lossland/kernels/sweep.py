@@ -10,9 +10,11 @@ changes (or taken away there), and a running sum over the T buckets gives the su
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -104,7 +106,8 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
         somewhere, which are not in the sums.
     """
     leg = leg_of(coefficients)
-    compiled = _compiled(len(features))
+    kernels = compiled("_cpu")
+    sweep = kernels.sweep_two if len(features) == 2 else kernels.sweep_three
     arguments = _arguments(leg, coefficients, heads, biases)
     data = tuple(one.numpy().reshape(-1) for one in features), labels.numpy()
     points, images = len(coefficients), len(labels)
@@ -113,7 +116,7 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
     sums = [(np.zeros(points), np.zeros(points), np.zeros((points, 3, bins)), left) for _ in edges[1:]]
 
     def part(number: int) -> None:
-        compiled(data, arguments, (edges[number], edges[number + 1]), _memory(arguments), sums[number])
+        sweep(data, arguments, (edges[number], edges[number + 1]), _memory(arguments), sums[number])
 
     if len(sums) == 1:
         part(0)
@@ -170,19 +173,17 @@ def _memory(leg: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*tile, *changes), np.zeros(points * groups * terms * _LANES, kind), score, np.ones(points)
 
 
-def _compiled(k: int) -> Callable[..., None]:
-    """Return the compiled sweep. numba is imported here, when it is needed; it keeps what it compiles on disk.
+def compiled(name: str) -> ModuleType:
+    """Return a module of compiled kernels. numba is imported here, when needed, and keeps what it compiles on disk.
 
     Where: the folder that ``NUMBA_CACHE_DIR`` names, or ``__pycache__`` beside the source, or the user's cache folder;
     where none of them can be written, a folder of this process.
     """
     try:
-        from lossland.kernels import _cpu
+        return import_module(f"lossland.kernels.{name}")
     except RuntimeError:  # from numba, which looks for a folder when it is told to keep what it compiles
         import numba
 
         _folders.append(tempfile.TemporaryDirectory(prefix="lossland-"))
         numba.config.CACHE_DIR = _folders[0].name
-        from lossland.kernels import _cpu
-
-    return {2: _cpu.sweep_two, 3: _cpu.sweep_three}[k]
+        return import_module(f"lossland.kernels.{name}")
