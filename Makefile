@@ -25,10 +25,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_N
 PACKAGE := $(shell find lossland -name '*.py' 2>/dev/null)
 CHAPTERS := $(wildcard book/chapters/[0-9]*.ipynb book/*.ipynb)
 NUMBERS := $(wildcard book/papers/*.yml book/results/*/*.json)
-PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
+PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/benchmarks/* book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
 VERSIONS := pyproject.toml constraints.txt
 
-.PHONY: help book test lab run edition notebooks clean fresh unit-tests notebook-tests site-tests
+.PHONY: help book test lab run edition bench notebooks clean fresh unit-tests notebook-tests site-tests
 
 help:  ## list the commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -81,6 +81,9 @@ run: $(INSTALLED)  ## re-run one chapter: make run CHAPTER=02 SCALE=laptop [PARA
 
 edition: $(INSTALLED)  ## re-run every chapter and render your own book: make edition SCALE=laptop [PARAMS=file.yml] [NAME=mine]
 	@$(PY) book/_tools/build_edition.py $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
+
+bench: $(INSTALLED)  ## measure, for the page Benchmarks, on a quiet machine: make bench [ONLY=path_evaluation] [DEVICE=cuda]
+	@$(PY) book/_tools/bench.py $(ONLY) $(if $(DEVICE),--device "$(DEVICE)")
 
 notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
 	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py --jobs $(JOBS) $(if $(ALL),--all)

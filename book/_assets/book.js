@@ -1,7 +1,7 @@
 // A formula or a block that is wider than its frame scrolls; the keyboard must reach it.
 (function () {
   function reach() {
-    document.querySelectorAll("mjx-container[display], .math, main pre, .cell_output .output").forEach(function (frame) {
+    document.querySelectorAll("mjx-container[display], .math, main pre, .cell_output .output, .pst-scrollable-table-container").forEach(function (frame) {
       if (frame.scrollWidth > frame.clientWidth + 1) frame.setAttribute("tabindex", "0");
     });
   }
