@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 _SLICES = 3  # bytes of a weight
 _MOST = 127 * 2**16  # times the step of its row is the largest weight
 _LOST = 2.0**-20  # of the length of a row that may be lost: what a float32 sum of hundreds of numbers rounds away
-_LEAST = 1e-25  # the largest weight of a row: far below, steps are no ordinary float32 any more
+_LEAST = 1e-30  # the largest weight of a row: far below, steps are no ordinary float32 any more
 
 
 def packed(matrix: Tensor) -> Tensor:
