@@ -84,10 +84,10 @@ class Benchmark(SphinxDirective):
         folder, name = Path(self.env.srcdir) / "benchmarks", self.arguments[0]
         one = yaml.safe_load((folder / "bars.yml").read_text(encoding="utf-8"))[name]
         runs = runs_of(folder, name, one["devices"])
-        rows = [[what["meaning"], f"`{key}`", what.get("bar", "none").replace(">=", "≥").replace("<=", "≤"),
-                 *(against(run["values"].get(key), what.get("bar")) for run in runs)] for key, what in one["keys"].items()]
+        rows = [[what["meaning"], *(against(run["values"].get(key), what.get("bar")) for run in runs),
+                 what.get("bar", "none").replace(">=", "≥").replace("<=", "≤"), f"`{key}`"] for key, what in one["keys"].items()]
         said = [nodes.paragraph("", provenance(run), classes=["provenance"]) for run in runs if run["values"]]
-        return [table(one["shape"], ["figure", "key", "bar", *(run["device"] for run in runs)], rows), *said]
+        return [table(one["shape"], ["figure", *(run["device"] for run in runs), "bar", "key"], rows), *said]
 
 
 class RecordedRuns(SphinxDirective):
@@ -96,10 +96,10 @@ class RecordedRuns(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         rows = [[run["chapter"], run["file"].removesuffix(".json"), run["date"][:10], run["device"],
+                 "; ".join(run["faults"]) or "as it was written",
                  ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
-                 f"{run['seconds'] / 60:.0f}" if "seconds" in run else "not known", run.get("commit") or "not known",
-                 "; ".join(run["faults"]) or "as it was written"] for run in recorded_runs()]
-        head = ["chapter", "run", "date", "device", "made with", "minutes", "source", "state"]
+                 f"{run['seconds'] / 60:.0f}" if "seconds" in run else "not known", run.get("commit") or "not known"] for run in recorded_runs()]
+        head = ["chapter", "run", "date", "device", "state", "made with", "minutes", "source"]
         return [table("Recorded runs", head, rows)]
 
 
