@@ -178,6 +178,8 @@ def record(chapter: str, scale: str, dataset: str, values: Mapping[str, str], se
     known = json.loads(os.environ.get("LOSSLAND_PROVENANCE") or "{}")  # of `make record`
     if "began" in known:  # seconds since 1970, those of interrupted runs taken off
         run["seconds"] = round(time.time() - known.pop("began"), 1)
+    if "code_of" in known:
+        run["code"] = code_hash(Path(known.pop("code_of")))
     run = json.loads(json.dumps(run | known))  # as it will be read: tuples are lists
     target = folder / f"{scale}-{dataset}.json"
     text = json.dumps({**run, "checksum": checksum(run)}, indent=1, ensure_ascii=False) + "\n"

@@ -107,7 +107,7 @@ def test_provenance_of_make_record_is_kept_and_sealed(book, monkeypatch):
     (book / "chapters").mkdir()
     chapter = book / "chapters" / "02.ipynb"
     chapter.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["a = 1"]}]}), encoding="utf-8")
-    known = {"commit": "abc", "code": records.code_hash(chapter), "began": 0.0}
+    known = {"commit": "abc", "code_of": str(chapter), "began": 0.0}
     monkeypatch.setenv("LOSSLAND_PROVENANCE", json.dumps(known))
     planted(book, monkeypatch)
     run, = records.recorded_runs()
