@@ -83,7 +83,7 @@ edition: $(INSTALLED)  ## re-run every chapter and render your own book: make ed
 	@$(PY) book/_tools/build_edition.py $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
 
 bench: $(INSTALLED)  ## measure, for the page Benchmarks, on a quiet machine: make bench [ONLY=path_evaluation] [DEVICE=cuda]
-	@$(PY) book/_tools/bench.py $(ONLY) $(if $(DEVICE),--device "$(DEVICE)")
+	@$(PY) book/_tools/bench.py $(ONLY) $(if $(DEVICE),--device "$(DEVICE)") $(if $(OPTIONS),-- $(OPTIONS))
 
 notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
 	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py --jobs $(JOBS) $(if $(ALL),--all)

@@ -109,8 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="benchmarks (default: all that this device can run)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where they run")
-    arguments, options = parser.parse_known_args()
-    options = [option for option in options if option != "--"]
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    arguments, options = parser.parse_args(given[:end]), given[end + 1:]
     known = benchmarks()
     if wrong := [name for name in arguments.names if name not in known]:
         print(f"ONLY must name benchmarks, got {wrong[0]!r}{nearest(wrong[0], known)}: {', '.join(known)}", file=sys.stderr)

@@ -53,9 +53,11 @@ def test_a_failing_benchmark_fails_the_command_and_leaves_the_file(tmp_path, mon
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "benchmarks", lambda: ["bad", "good"])
     monkeypatch.setattr(bench, "run", lambda name, options, run=bench.run: run(name, options, tmp_path))
-    monkeypatch.setattr(sys, "argv", ["bench.py"])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--", "--points", "5"])
     assert bench.main() == 1
-    assert [path.name.split(".")[0] for path in (tmp_path / "book" / "benchmarks").iterdir()] == ["good"]
+    file, = (tmp_path / "book" / "benchmarks").iterdir()
+    run = json.loads(file.read_text(encoding="utf-8"))
+    assert (run["benchmark"], run["values"], run["options"]) == ("good", {"ratio": 2.0}, ["--points", "5"])
     assert "failed: bad" in capsys.readouterr().err
 
 
