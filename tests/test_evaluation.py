@@ -127,7 +127,7 @@ def test_distances_stay_small_near_the_start():
 
 
 def test_a_users_network_without_a_layer_list_works_too():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)).double()
     a, b = ({k: torch.randn(v.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
              for k, v in net.named_parameters()} for s in (1, 2))
     table = ev.evaluate(net, paths.segment(a, b), TASK, points=3)

@@ -30,6 +30,7 @@ class FirstLayers:
     Attributes:
         product: what the products are made of: "int8 x 3" for uint8 images where `ByteProduct` serves ("float32 + int8
             x 3" where it does for some of the layers only), "bfloat16" if asked for, else the type of the weights.
+        width: units of all layers.
     """
 
     def __init__(self, task: Task, layers: Sequence[tuple[Tensor, Tensor | None]],
@@ -43,6 +44,8 @@ class FirstLayers:
                 "bfloat16": images, weights and products are rounded to 8 bits.
         """
         self.task, self.dtype = task, layers[0][0].dtype
+        self._sizes = [len(weight) for weight, _ in layers]
+        self.width = sum(self._sizes)
         low = self._low = torch.bfloat16 if precision == "bfloat16" else self.dtype
         self._fast = [None if precision else self._bytes(*layer) for layer in layers]
         if layers[0][0].device.type != "cpu":  # one large product keeps a GPU busier than several
@@ -69,7 +72,6 @@ class FirstLayers:
             return [fast(flat) for fast in self._fast]
         images = packed(self.task.prepare(pixels, self._low).flatten(1))
         if len(self._full) < len(self._fast):
-            every = product(images, *self._full[0]).to(self.dtype)
-            return list(every.chunk(len(self._fast), dim=1))
+            return list(product(images, *self._full[0]).to(self.dtype).split(self._sizes, dim=1))
         return [fast(flat) if fast else product(images, *full).to(self.dtype)
                 for fast, full in zip(self._fast, self._full, strict=True)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lossland.paths import Mix
-from lossland.weights import Weights
+from lossland.paths import Mix, Path
+from lossland.weights import Weights, at
 
 
 class Lengths:
@@ -44,6 +44,18 @@ class Lengths:
             square += torch.einsum("ti,ij,tj->t", every, gram, every)
         away, norm = squares.clamp(min=0).sqrt()
         return away, norm
+
+    def along(self, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distances (T,) of the points of a path at t (T,) from the origin, and their norms (T,)."""
+        (leg, s), found = path.locate(t), torch.zeros(2, len(t), dtype=torch.float64)
+        for i in leg.unique().tolist():
+            where, piece = (leg == i).nonzero()[:, 0], path.legs[i]
+            if isinstance(piece, Mix):
+                found[:, where] = torch.stack(self.of(piece.points, piece.basis(s[where]).double()))
+                continue
+            for row in where.tolist():
+                found[:, row] = torch.cat(self.of([at(piece(s[row, None]), 0)], torch.ones(1, 1)))
+        return found[0], found[1]
 
     def _fixed(self, name: str, tensor: Tensor) -> tuple[float, float]:
         key = name, id(tensor)

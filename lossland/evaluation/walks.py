@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,10 @@ from lossland import kernels
 from lossland.evaluation import scoring
 from lossland.evaluation.lengths import Lengths
 from lossland.evaluation.mixtures import Mixtures, skeletons_of
-from lossland.evaluation.scoring import Exchanges, Manner, Sums, one_hidden
+from lossland.evaluation.dense import OneHidden, one_hidden
+from lossland.evaluation.exchanges import Exchanges
+from lossland.evaluation.scoring import Manner, Sums
+from lossland.evaluation.subsets import Each
 from lossland.paths import Leg, Mix, Path
 from lossland.tasks import Task
 from lossland.weights import Weights, at
@@ -32,11 +35,12 @@ class Walk:
         products: what first layers were multiplied in.
     """
 
-    def __init__(self, net: nn.Module, task: Task, splits: Sequence[str], start: Weights, points: int, *,
+    def __init__(self, net: nn.Module, task: Task, splits: Iterable[str], start: Weights, points: int, *,
                  manner: Manner = Manner()) -> None:
         self.net, self.task, self.lengths, self.manner = net, task, Lengths(start), manner
         self.away, self.norm = torch.zeros(2, points, dtype=torch.float64).unbind()
-        self.totals = {name: Sums.zeros(points) for name in splits}
+        self.totals = {name: Each.of(points, len(task.split(name))) if manner.each else Sums.zeros(points)
+                       for name in splits}
         self.ways, self.products = set[str](), set[str]()
         self.skeletons = skeletons_of(net)
 
@@ -51,8 +55,8 @@ class Walk:
         leg, where, s = group[0]
         if isinstance(leg, Mix):
             self._linear(group, tick)
-        elif Exchanges.serves(self.net, leg):
-            exchanges = Exchanges(self.net, self.task, leg)
+        elif Exchanges.serves(self.net, leg) and not self.manner.each:
+            exchanges = Exchanges(self.net, self.task, leg, self.manner)
             self.away[where] = exchanges.distances(s, self.lengths.origin)
             self.norm[where] = exchanges.distances(s, None)
             exchanges.score(self.totals, where, s, tick)
@@ -77,7 +81,8 @@ class Walk:
                 coefficients[start : start + len(s), places[id(point)]] += c[:, i]
             self.away[where], self.norm[where] = self.lengths.of(leg.points, c)
             start += len(s)
-        mixtures = Mixtures(self.net, self.task, list(points.values()), manner=self.manner, skeletons=self.skeletons)
+        mixtures = Mixtures(self.net, self.task, list(points.values()), fused=not self.manner.each,
+                            manner=self.manner, skeletons=self.skeletons)
         self._scored(mixtures, rows, coefficients, tick)
 
     def _any(self, leg: Leg, where: Tensor, s: Tensor, tick: Tick) -> None:
@@ -96,14 +101,15 @@ class Walk:
 
 def swept(net: nn.Module, path: Path, points: int) -> bool:
     """Say whether so many points of a path cost little more than a few: whether one compiled sweep serves all."""
-    return one_hidden(net) and all(_swept(leg, points) or Exchanges.serves(net, leg) for leg in path.legs)
+    how = one_hidden(net)
+    return bool(how) and all(_swept(how.as_relu(), leg, points) or Exchanges.serves(net, leg) for leg in path.legs)
 
 
-def _swept(leg: Leg, points: int) -> bool:
+def _swept(how: OneHidden, leg: Leg, points: int) -> bool:
     if not isinstance(leg, Mix):
         return False
     c = leg.basis(torch.linspace(0, 1, points, dtype=torch.float64))
-    return kernels.path_way(c, [point["linear.1.weight"] for point in leg.points]) == "sweep"
+    return kernels.path_way(c, how.heads([how.second(point)[0] for point in leg.points]), how.activation) == "sweep"
 
 
 def _interned(points: Iterator[Weights]) -> Iterator[Weights]:
