@@ -11,3 +11,11 @@
   });
   window.addEventListener("resize", reach);
 })();
+
+// Paper is white: the dark theme is put aside while a page is printed.
+(function () {
+  const root = document.documentElement;
+  let theme;
+  window.addEventListener("beforeprint", function () { theme = root.dataset.theme; root.dataset.theme = "light"; });
+  window.addEventListener("afterprint", function () { root.dataset.theme = theme; });
+})();
