@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from lossland.kernels import class_scores
-from lossland.kernels.reference import exchange_logits, mix_relu_head
+from lossland.kernels.reference import exchange_logits, mix_head
 from lossland.metrics import ece
 
 
@@ -14,25 +14,25 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("k, images, units, points, classes", [(2, 37, 10, 5, 3), (3, 1, 7, 1, 1), (1, 300, 33, 4, 17), (2, 5, 1, 3, 16)])
-def test_mix_relu_head_equals_the_formula(k, images, units, points, classes):
+def test_mix_head_equals_the_formula(k, images, units, points, classes):
     features, c, head, bias = draw(k, images, units), draw(points, k), draw(points, classes, units), draw(points, classes)
     hidden = torch.einsum("tk,kni->tni", c, features).relu()
     expected = torch.einsum("tni,tci->tnc", hidden, head) + bias[:, None]
-    assert_close(mix_relu_head(features, c, head, bias), expected)
+    assert_close(mix_head(features, c, head, bias), expected)
 
 
 def test_tiles_do_not_change_the_result(monkeypatch):
     args = draw(2, 100, 20), draw(3, 2), draw(3, 4, 20), draw(3, 4)
-    whole = mix_relu_head(*args)
+    whole = mix_head(*args)
     monkeypatch.setattr("lossland.kernels.reference._TILE", 1)
-    assert_close(mix_relu_head(*args), whole)
+    assert_close(mix_head(*args), whole)
 
 
 @pytest.mark.parametrize("shapes", [((2, 5, 3), (4, 3), (4, 2, 3), (4, 2)), ((2, 5, 3), (4, 2), (4, 2, 9), (4, 2)),
                                     ((2, 0, 3), (4, 2), (4, 2, 3), (4, 2)), ((2, 5, 3), (0, 2), (0, 2, 3), (0, 2))])
 def test_shapes_that_do_not_fit_are_refused(shapes):
     with pytest.raises(ValueError, match="needs coefficients|at least one point, image and t"):
-        mix_relu_head(*(draw(*shape) for shape in shapes))
+        mix_head(*(draw(*shape) for shape in shapes))
 
 
 def test_class_scores_equal_the_definitions():

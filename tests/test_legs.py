@@ -125,7 +125,7 @@ def test_rank_two_updates_equal_one_network_at_a_time(bias):
     path = Path((*segment(a, permute(b, leg.layers, leg.permutations)).legs, leg))
     t = torch.cat([ev.grid(path, 9), torch.tensor([0.51, 0.77, 0.93])]).sort().values
     table = ev.evaluate(net, path, TASK, points=t)
-    assert table.attrs["way"] == "fused + rank two"
+    assert table.attrs["way"] == "fused + swap sweep"
     for row in table.itertuples():
         weights, split = path.point(row.t), TASK.split(row.split)
         logits = ev.predict(net, weights, TASK, row.split)
@@ -138,8 +138,8 @@ def test_rank_two_updates_equal_one_network_at_a_time(bias):
 def test_tiles_change_nothing(monkeypatch):
     net, _, leg = stage()
     whole = ev.evaluate(net, Path((leg,)), TASK, points=3)
-    monkeypatch.setattr("lossland.evaluation.scoring._TILE", (2, 7))
-    monkeypatch.setattr("lossland.evaluation.scoring.SHARED", 8 * 9 * 20)
+    monkeypatch.setattr("lossland.kernels.scores._TILE", 1)
+    monkeypatch.setattr("lossland.evaluation.exchanges._FEATURES", 8 * 9 * 20)
     assert np.allclose(ev.evaluate(net, Path((leg,)), TASK, points=3).nll, whole.nll, rtol=1e-12, atol=0)
 
 

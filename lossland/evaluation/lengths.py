@@ -33,7 +33,8 @@ class Lengths:
         gram = torch.zeros(len(points) + 1, len(points) + 1, dtype=torch.float64)
         for name, origin in self.origin.items():
             if name not in moving:
-                squares += torch.tensor(self._fixed(name, points[0][name]))[:, None] * total**2
+                fixed = torch.tensor(self._fixed(name, points[0][name]), dtype=torch.float64)
+                squares += fixed[:, None] * total**2
                 continue
             rows = torch.stack([*(point[name].double().flatten() for point in points), origin.double().flatten()])
             rows[:-1] -= rows[-1:]

@@ -10,32 +10,33 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 
 from lossland.kernels import gpu, reference, scores
 from lossland.kernels._checks import check_labels, check_range, check_tensors
-from lossland.kernels.reference import exchange_logits
+from lossland.kernels.reference import Activation, Scores
 from lossland.kernels.sweep import path_sweep, pays
 
-__all__ = ["class_scores", "exchange_logits", "path_scores", "path_way", "swap_scores"]
+__all__ = ["Activation", "Scores", "class_scores", "path_scores", "path_way", "swap_scores", "swaps_pay"]
 
-Scores = tuple[Tensor, Tensor, Tensor]
+_ON_GPU = {None: "relu", torch.tanh: "tanh", torch.sigmoid: "sigmoid", silu: "silu", gelu: "gelu"}
 
 
-def path_way(coefficients: Tensor, heads: Sequence[Tensor]) -> str:
+def path_way(coefficients: Tensor, heads: Sequence[Tensor], activation: Activation | None = None) -> str:
     """Return how `path_scores` evaluates points with coefficients (T, k) between k second layers (C, n).
 
     "sweep" for more than a few points of a segment, of an arc about a centre or of a quadratic Bezier curve, in float32
-    or float64 on a CPU; "triton" on a GPU; else "fused", a loop over the points that shares the products of the first
-    layers.
+    or float64 on a CPU, of ReLU networks; "triton" on a GPU, for its activations; else "fused", a loop over the points
+    that shares the products of the first layers.
     """
-    if gpu.serves(heads[0], len(heads)):
+    if gpu.serves(heads[0], len(heads)) and activation in _ON_GPU:
         return "triton"
-    return "sweep" if pays(coefficients, heads) else "fused"
+    return "sweep" if activation is None and pays(coefficients, heads) else "fused"
 
 
 def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor],
-                labels: Tensor, *, bins: int = 20, exact: bool = False) -> Scores:
-    """Return the scores of T one-hidden-layer ReLU networks that are mixtures of k fixed ones, both layers alike.
+                labels: Tensor, *, bins: int = 20, activation: Activation | None = None, exact: bool = False) -> Scores:
+    """Return the scores of T one-hidden-layer networks that are mixtures of k fixed ones, both layers alike.
 
     `reference.path_scores` says what they are. The fast way equals it up to rounding: in float64 nll to 1e-10, hits and
     the histogram up to ties. NaN and infinite pre-activations go the reference's way. Results depend on the number of
@@ -48,6 +49,7 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
         biases: k second-layer biases (C,).
         labels: (N,) int64 classes.
         bins: equal-width confidence bins.
+        activation: of the hidden units, an elementwise function, in no place; None: ReLU.
         exact: let the reference do it.
 
     Returns:
@@ -60,12 +62,15 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
     """
     features, heads, biases = list(features), list(heads), list(biases)
     _check_path(features, coefficients, heads, biases, labels)
-    if gpu.serves(features[0], len(features)) and not exact:
+    way = "reference" if exact else path_way(coefficients, heads, activation)
+    if way == "triton":
         from lossland.kernels import _triton
 
-        return _triton.path_scores(features, coefficients, heads, biases, labels, bins=bins)
-    if exact or not pays(coefficients, heads):
-        return reference.path_scores(features, coefficients, heads, biases, labels, bins=bins)
+        return _triton.path_scores(features, coefficients, heads, biases, labels, bins=bins,
+                                   activation=_ON_GPU[activation])
+    if way != "sweep":
+        return reference.path_scores(features, coefficients, heads, biases, labels, bins=bins, activation=activation,
+                                     scored=reference.class_scores if exact else class_scores)
     features, heads, biases = ([one.detach().contiguous() for one in part] for part in (features, heads, biases))
     nll, hits, histogram, left = path_sweep(features, coefficients, heads, biases, labels.contiguous(), bins=bins)
     if left.any():
@@ -107,9 +112,14 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> Scores:
     return _mended(found, lambda bad: reference.class_scores(logits[bad], labels, bins))
 
 
+def swaps_pay(head: Tensor, activation: Activation | None = None) -> bool:
+    """Say whether `swap_scores` is compiled for networks with such a second layer (C, n)."""
+    return activation is None and (gpu.serves(head) or scores.serves(head, len(head)))
+
+
 def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor], labels: Tensor, *,
-                bins: int = 20, exact: bool = False) -> Scores:
-    """Return the scores of T networks that differ from one in two hidden ReLU units each, half exchanged.
+                bins: int = 20, activation: Activation | None = None, exact: bool = False) -> Scores:
+    """Return the scores of T networks that differ from one in two hidden units each, half exchanged.
 
     `reference.swap_scores` says what they are: each a rank-two update of the one network's logits
     (`reference.exchange_logits`), which on a CPU is scored as soon as it is computed. At u = 0 and 1 the scores are
@@ -122,6 +132,7 @@ def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Ten
         swaps: the units (T, 2) int64 that are exchanged, and u (T,) in [0, 1], how much of each exchange is done.
         labels: (N,) int64 classes.
         bins: equal-width confidence bins.
+        activation: of the hidden units, an elementwise function, in no place; None: ReLU.
         exact: let the reference do it.
 
     Returns:
@@ -134,12 +145,12 @@ def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Ten
     _check_swaps(logits, features, head, swaps, labels)
     logits, features, head = (one.detach() for one in (logits, features, head))
     pairs, u = (one.detach().to(features.device) for one in swaps)
-    if gpu.serves(logits) and not exact:
+    if exact or not swaps_pay(head, activation):
+        return reference.swap_scores(logits, features, head, (pairs, u), labels, bins=bins, activation=activation)
+    if logits.device.type != "cpu":
         from lossland.kernels import _triton_scores
 
         return _triton_scores.swap_scores(logits, features, head, (pairs, u), labels, bins=bins)
-    if exact or not scores.serves(logits, len(logits)):
-        return reference.swap_scores(logits, features, head, (pairs, u), labels, bins=bins)
     whole = logits.contiguous(), features.contiguous(), head, (pairs.contiguous(), u)
     found = scores.exchange(*whole, labels, bins=bins)
     return _mended(found, lambda bad: reference.swap_scores(logits, features, head, (pairs[bad], u[bad]), labels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,10 +13,15 @@ _SWAPS = (16, 4096)  # and images at a time, which bounds the memory of theirs
 _TILE = 2 * 1024 * 1024  # bytes of one pre-activation tile: measured best on x86, between second- and third-level cache
 
 
-def mix_relu_head(features: Tensor, coefficients: Tensor, head: Tensor, bias: Tensor) -> Tensor:
-    """Return the logits of T one-hidden-layer ReLU networks whose first layers are mixtures of k fixed ones.
+Activation = Callable[[Tensor], Tensor]
+Scores = tuple[Tensor, Tensor, Tensor]
 
-    logits[t] = relu(sum_i coefficients[t, i] features[i]) @ head[t]^T + bias[t]. The products of the data with the k
+
+def mix_head(features: Tensor, coefficients: Tensor, head: Tensor, bias: Tensor,
+             activation: Activation | None = None) -> Tensor:
+    """Return the logits of T one-hidden-layer networks whose first layers are mixtures of k fixed ones.
+
+    logits[t] = act(sum_i coefficients[t, i] features[i]) @ head[t]^T + bias[t]. The products of the data with the k
     first layers (`features`, biases included) are shared by all T networks; what is left per t runs in tiles of images
     that stay in cache.
 
@@ -25,6 +30,7 @@ def mix_relu_head(features: Tensor, coefficients: Tensor, head: Tensor, bias: Te
         coefficients: (T, k) mixing coefficients.
         head: (T, C, n) second-layer weights.
         bias: (T, C) second-layer biases.
+        activation: an elementwise function, in no place; None: ReLU.
 
     Returns:
         (T, N, C) logits, in the dtype of `features`.
@@ -57,11 +63,12 @@ def mix_relu_head(features: Tensor, coefficients: Tensor, head: Tensor, bias: Te
             torch.mul(block[0], scales[t][0], out=buffer)
             for i in range(1, k):
                 buffer.add_(block[i], alpha=scales[t][i])
-            logits[t, start : start + tile] = torch.mm(buffer.relu_(), heads[t])[:, :classes]
+            units_on = activation(buffer) if activation else buffer.relu_()
+            logits[t, start : start + tile] = torch.mm(units_on, heads[t])[:, :classes]
     return logits.add_(bias[:, None])
 
 
-def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> Scores:
     """Return sums over images from which nll, accuracy and expected calibration error follow.
 
     Args:
@@ -91,8 +98,9 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> tuple[Tensor
 
 
 def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence[Tensor], biases: Sequence[Tensor],
-                labels: Tensor, *, bins: int = 20) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the scores of T one-hidden-layer ReLU networks that are mixtures of k fixed ones, both layers alike.
+                labels: Tensor, *, bins: int = 20, activation: Activation | None = None,
+                scored: Callable[..., Scores] = class_scores) -> Scores:
+    """Return the scores of T one-hidden-layer networks that are mixtures of k fixed ones, both layers alike.
 
     Args:
         features: k tensors (N, n), pre-activations of the N images under the k first layers, biases included.
@@ -101,12 +109,14 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
         biases: k second-layer biases (C,).
         labels: (N,) int64 classes.
         bins: of the histogram.
+        activation: as `mix_head` takes it.
+        scored: what makes scores of logits.
 
     Returns:
         nll (T,), hits (T,) and histogram (T, 3, bins), as `class_scores`.
 
     Raises:
-        ValueError: as `mix_relu_head`.
+        ValueError: as `mix_head`.
 
     Source: AY20 section 5, the quantities that are reported along a path.
     """
@@ -114,24 +124,25 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
     for rows in coefficients.to(device=every.device, dtype=every.dtype).split(_POINTS):
         head, bias = (sum(c[(...,) + (None,) * part.ndim] * part for c, part in zip(rows.T, parts, strict=True))
                       for parts in (heads, biases))
-        found.append(class_scores(mix_relu_head(every, rows, head, bias), labels, bins))
+        found.append(scored(mix_head(every, rows, head, bias, activation), labels, bins))
     nll, hits, histogram = (torch.cat(parts) for parts in zip(*found, strict=True))
     return nll, hits, histogram
 
 
-def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tuple[Tensor, Tensor], u: Tensor) -> Tensor:
-    """Return the logits of T networks that differ from one in two hidden ReLU units each, half exchanged.
+def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tuple[Tensor, Tensor], u: Tensor,
+                    activation: Activation | None = None) -> Tensor:
+    """Return the logits of T networks that differ from one in two hidden units each, half exchanged.
 
     In network t the places of units p and q hold (1 - u) p + u q and (1 - u) q + u p, incoming and outgoing weights
-    alike. With r1, r2 the ReLUs of the mixed pre-activations, and heads c, the update has rank two:
-    c_p ((1 - u) r1 + u r2 - relu(z_p)) + c_q (u r1 + (1 - u) r2 - relu(z_q)). At u = 0 and 1 it is
-    zero to the last bit.
+    alike. With r1, r2 the activations of the mixed pre-activations, and heads c, the update has rank two:
+    c_p ((1 - u) r1 + u r2 - act(z_p)) + c_q (u r1 + (1 - u) r2 - act(z_q)). At u = 0 and 1 it is zero to the last bit.
 
     Args:
         logits: (C, N) of the network with p and q in place, images last: classes are few.
         features: (T, N) and (T, N) pre-activations z_p and z_q, biases included.
         heads: (T, C) and (T, C) outgoing weights c_p and c_q.
         u: (T,) in [0, 1].
+        activation: an elementwise function, in no place; None: ReLU.
 
     Returns:
         (T, N, C) logits; a view of memory laid out (T, C, N).
@@ -148,16 +159,16 @@ def exchange_logits(logits: Tensor, features: tuple[Tensor, Tensor], heads: tupl
         raise ValueError(f"logits (C, N) = {tuple(logits.shape)} and T = {points} need features (T, N) and heads (T, C)"
                          f", got {tuple(p.shape)}, {tuple(q.shape)} and {tuple(head_p.shape)}, {tuple(head_q.shape)}")
     done = u[:, None].to(p.dtype)
-    left = 1 - done
-    first, second = (left * p + done * q).relu_(), (left * q + done * p).relu_()
-    of_p, of_q = left * first + done * second - p.relu(), done * first + left * second - q.relu()
+    left, act = 1 - done, activation or torch.relu
+    first, second = act(left * p + done * q), act(left * q + done * p)
+    of_p, of_q = left * first + done * second - act(p), done * first + left * second - act(q)
     heads = torch.stack([head_p, head_q], 2)  # (T, C, 2)
     return torch.baddbmm(logits, heads, torch.stack([of_p, of_q], 1)).transpose(1, 2)
 
 
 def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor], labels: Tensor, *,
-                bins: int = 20) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the scores of T networks that differ from one in two hidden ReLU units each, half exchanged.
+                bins: int = 20, activation: Activation | None = None) -> Scores:
+    """Return the scores of T networks that differ from one in two hidden units each, half exchanged.
 
     Args:
         logits: (C, N) of the network with all units in place, images last.
@@ -166,6 +177,7 @@ def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Ten
         swaps: the units (T, 2) int64 that are exchanged, and u (T,) in [0, 1], how much of each exchange is done.
         labels: (N,) int64 classes.
         bins: of the histogram.
+        activation: of the units; None: ReLU.
 
     Returns:
         nll (T,), hits (T,) and histogram (T, 3, bins), as `class_scores`.
@@ -174,7 +186,7 @@ def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Ten
     """
     (pairs, u), (rows, columns), found = swaps, _SWAPS, []
     for (p, q), some in zip((part.unbind(1) for part in pairs.split(rows)), u.split(rows), strict=True):
-        parts = [class_scores(exchange_logits(base, (z[p], z[q]), (head.T[p], head.T[q]), some), y, bins)
+        parts = [class_scores(exchange_logits(base, (z[p], z[q]), (head.T[p], head.T[q]), some, activation), y, bins)
                  for base, z, y in zip(logits.split(columns, 1), features.split(columns, 1), labels.split(columns),
                                        strict=True)]
         found.append([sum(one) for one in zip(*parts, strict=True)])
