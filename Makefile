@@ -28,7 +28,7 @@ NUMBERS := $(wildcard book/papers/*.yml book/results/*/*.json)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/benchmarks/* book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
 VERSIONS := pyproject.toml constraints.txt
 
-.PHONY: help book test lab run edition bench notebooks clean fresh unit-tests notebook-tests site-tests
+.PHONY: help book test lab run edition record bench notebooks clean fresh unit-tests notebook-tests site-tests
 
 help:  ## list the commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -84,6 +84,12 @@ edition: $(INSTALLED)  ## re-run every chapter and render your own book: make ed
 
 bench: $(INSTALLED)  ## measure, for the page Benchmarks, on a quiet machine: make bench [ONLY=path_evaluation] [DEVICE=cuda]
 	@$(PY) book/_tools/bench.py $(ONLY) $(if $(DEVICE),--device "$(DEVICE)") $(if $(OPTIONS),-- $(OPTIONS))
+
+record: $(INSTALLED)  ## list or make the recorded runs: make record [NEXT=1] [BUDGET=8m] [CHAPTER=05 SCALE=paper DATASET=mnist]
+	@$(PY) book/_tools/record.py $(if $(NEXT),--next "$(NEXT)") $(if $(BUDGET),--budget "$(BUDGET)") \
+	  $(if $(CHAPTER),--chapter "$(CHAPTER)") $(if $(SCALE),--scale "$(SCALE)") $(if $(DATASET),--dataset "$(DATASET)") \
+	  $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(DEVICE),--device "$(DEVICE)") \
+	  $(if $(SCHEDULER),--scheduler "$(SCHEDULER)") $(if $(WORKERS),--workers "$(WORKERS)")
 
 notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
 	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py --jobs $(JOBS) $(if $(ALL),--all)

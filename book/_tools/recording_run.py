@@ -29,6 +29,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from recording import Recording, spoken
 
 TICK, QUIET = 2.0, 60.0  # seconds between two looks at the clock, and between two lines about the same cell
+CUT_OFF, INTERRUPTED = "cut off", "interrupted"
 Say = Callable[[str], None]
 
 
@@ -44,6 +45,7 @@ class Progress:
     cell: int = 0
     started: float = field(default_factory=time.monotonic)
     earlier: float = 0.0
+    stopped: str = ""  # why, where we did it
 
     @property
     def seconds(self) -> float:
@@ -101,12 +103,19 @@ def prepared(run: Recording, root: Path, parameters: dict[str, Any]) -> nbformat
 
 async def _execute(notebook: nbformat.NotebookNode, root: Path, env: dict[str, str], progress: Progress,
                    seconds: float | None) -> None:
-    """Execute a notebook; TimeoutError after so many seconds, CancelledError on SIGINT and SIGTERM."""
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    """Execute a notebook; on SIGINT, on SIGTERM and after so many seconds kill its kernel, which raises DeadKernelError."""
+    loop, tasks = asyncio.get_running_loop(), set()
 
-    def at_start(**_: Any) -> None:  # nbclient's own handlers stop the kernel and let us go on with the next run
-        for number in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
-            loop.add_signal_handler(number, this.cancel)
+    def stop(why: str) -> None:
+        progress.stopped = why
+        tasks.add(asyncio.ensure_future(client.km.shutdown_kernel(now=True)))
+
+    def at_start(**_: Any) -> None:  # nbclient's own handlers stop the kernel, and we would go on with the next run
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop, INTERRUPTED)
+        if seconds is not None:
+            loop.call_later(seconds, stop, CUT_OFF)
 
     def at_cell(cell_index: int, **_: Any) -> None:
         progress.cell = cell_index + 1
@@ -114,11 +123,12 @@ async def _execute(notebook: nbformat.NotebookNode, root: Path, env: dict[str, s
     progress.cells = len(notebook.cells)
     client = NotebookClient(notebook, timeout=None, startup_timeout=300, kernel_name="python3", on_cell_start=at_cell,
                             on_notebook_start=at_start, resources={"metadata": {"path": str(root)}})
-    clock = asyncio.ensure_future(progress.watch())
+    tasks.add(asyncio.ensure_future(progress.watch()))
     try:
-        await asyncio.wait_for(client.async_execute(env=env), seconds)
+        await client.async_execute(env=env)
     finally:
-        clock.cancel()
+        for each in tasks:
+            each.cancel()
 
 
 def publish(folder: Path, run: Recording, root: Path) -> list[Path]:
@@ -192,12 +202,10 @@ def _attempt(run: Recording, root: Path, staging: Path, notebook: nbformat.Noteb
         made = publish(staging, run, root)
         (run.work(root) / "spent.json").unlink(missing_ok=True)
         return "done" if run.result(root) in made else f"recorded as {', '.join(file.name for file in made)}"
-    except TimeoutError:
-        return "cut off"
-    except asyncio.CancelledError as error:
-        raise KeyboardInterrupt from error
-    except DeadKernelError:
-        return "the kernel died (out of memory, or stopped from outside)"
+    except DeadKernelError as error:
+        if progress.stopped == INTERRUPTED:
+            raise KeyboardInterrupt from error
+        return progress.stopped or "the kernel died (out of memory, or stopped from outside)"
     except (CellExecutionError, ValueError) as error:
         return str(error)
     finally:
