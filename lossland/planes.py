@@ -23,6 +23,7 @@ from lossland.training import Checkpoint
 from lossland.weights import Weights, at, check_belongs, check_match, inner
 
 _TRIED = 1000  # training images on which the time of a plane is measured
+_COLUMNS = 8  # of cells of networks with one hidden layer that are scored, and saved, together
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
             number for x and one for y.
         split: of the task; or several, which share batch-norm statistics.
         progress: show a line, with an estimate of the time before the first cell (`plane_seconds`).
-        checkpoint: saved to after every column of cells; a plane that was cut off goes on where it stopped, with the
-            numbers of one that was not. `Store.fetch` hands one to the function that calls `plane`.
+        checkpoint: saved to after every column of cells (after eight columns, which share their first products, of
+            networks with one hidden layer); a plane that was cut off goes on where it stopped, with the numbers of one
+            that was not. `Store.fetch` hands one to the function that calls `plane`.
 
     Returns:
         One row per cell: x, y [l2 distance in weight space], nll [nats], accuracy, ece [fractions], norm [l2 of all
@@ -109,10 +111,10 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
     mixtures, state = Mixtures(net, task, three), _State.of(grid, task, splits)
     state.restore(checkpoint)
     about = f" (about {plane_seconds(net, points, task, cells=cells, split=split):.0f} s)" if progress else ""
-    count = len(grid.spots)
+    count, step = len(grid.spots), grid.column * (_COLUMNS if mixtures.dense else 1)  # cells
     with tqdm(total=count, initial=state.done, desc="plane" + about, unit="cell", disable=not progress) as bar:
         while state.done < count:
-            where = torch.arange(state.done, min(state.done + grid.column, count))
+            where = torch.arange(state.done, min(state.done + step, count))
             mixtures.score(state.totals, where, grid.coefficients[where], lambda n: bar.update(n / len(splits)))
             for name, sums in state.totals.items():
                 check_sums(sums.rows(where), grid.spots[where], name)
@@ -165,7 +167,7 @@ class _State:
 @torch.no_grad()
 def plane_seconds(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: int | tuple[int, int] = 21,
                   split: str | Sequence[str] = "train") -> float:
-    """Return about how many seconds `plane` will take, measured on one column of cells and a few images.
+    """Return about how many seconds `plane` will take, measured on a few cells and images.
 
     Raises:
         ValueError: as `plane`.
@@ -176,8 +178,8 @@ def plane_seconds(net: nn.Module, points: Mapping[str, Weights], task: Task, *, 
     names = check_split(task, (split,) if isinstance(split, str) else split)
     names = ["train" if name == "train" else "test" for name in names]  # a validation split is about as large
     small = task.subset(*(max(1, round(share * len(task.split(name)))) for name in ("train", "test")))
-    column = torch.arange(min(grid.column, 4))
     mixtures = Mixtures(net, small, three)
+    column = torch.arange(min(grid.column * _COLUMNS, len(grid.spots)) if mixtures.dense else min(grid.column, 4))
     seconds = []
     for _ in range(2):  # the first run also compiles and allocates
         sums, started = {name: Sums.zeros(len(column)) for name in set(names)}, time.perf_counter()

@@ -13,6 +13,8 @@ from conftest import make_task
 from lossland import families, models, paths
 from lossland.batchnorm import refresh
 from lossland.evaluation import predict
+from lossland.evaluation.mixtures import Mixtures
+from lossland.evaluation.scoring import Manner, Sums
 from lossland.planes import in_plane, plane, plane_seconds
 from lossland.store import Store
 from lossland.tasks import Split
@@ -46,16 +48,36 @@ def three(name: str):
 @pytest.mark.parametrize("name", NETS)
 def test_a_plane_that_is_cut_off_goes_on_and_gives_the_same_numbers(name):
     net, points = three(name)
-    whole = plane(net, points, TASK, cells=(4, 5), split="test")
+    cells, done = ((18, 9), 144) if name == "mlp" else ((4, 5), 10)  # eight columns at a time, or one
+    whole = plane(net, points, TASK, cells=cells, split="test")
     memory = Memory(saves=2)
     with pytest.raises(KeyboardInterrupt):
-        plane(net, points, TASK, cells=(4, 5), split="test", checkpoint=memory)
-    assert memory.kept[1]["done"] == 10
+        plane(net, points, TASK, cells=cells, split="test", checkpoint=memory)
+    assert memory.kept[1]["done"] == done
     memory.kept[0]["test.nll"][0] += 17  # the sign that stored cells are not computed again
-    resumed = plane(net, points, TASK, cells=(4, 5), split="test", checkpoint=memory)
+    resumed = plane(net, points, TASK, cells=cells, split="test", checkpoint=memory)
     assert resumed.nll[0] == pytest.approx(whole.nll[0] + 1)
     resumed.loc[0, "nll"] = whole.nll[0]
     assert_frame_equal(resumed, whole, check_exact=True)
+
+
+@pytest.mark.parametrize("cells, way", [((3, 12), "sweep"), ((12, 3), "fused")])
+@pytest.mark.parametrize("dtype, close", [(torch.float64, 1e-10), (torch.float32, 2e-6)])
+def test_rows_of_cells_are_segments_whose_scores_are_those_of_the_reference(cells, way, dtype, close):
+    net, points = three("mlp")
+    points = {key: {name: 5 * tensor.to(dtype) for name, tensor in point.items()} for key, point in points.items()}
+    table = plane(net, points, TASK, cells=cells, split=("train", "test"))
+    assert table.attrs["way"] == way
+    corners, spots = np.array(list(table.attrs["points"].values())), table[table["split"] == "test"][["x", "y"]].to_numpy()
+    third = spots[:, 1] / corners[2, 1]
+    second = (spots[:, 0] - third * corners[2, 0]) / corners[1, 0]
+    c = torch.from_numpy(np.stack([1 - second - third, second, third], 1))
+    sums = {split: Sums.zeros(len(c)) for split in ("train", "test")}
+    Mixtures(net, TASK, list(points.values()), manner=Manner(exact=True)).score(sums, torch.arange(len(c)), c, lambda n: None)
+    for split in sums:
+        found, wanted = table[table["split"] == split], sums[split].columns(len(TASK.split(split)))
+        for column in ("nll", "accuracy", "ece"):
+            np.testing.assert_allclose(found[column], wanted[column], rtol=close, atol=close)
 
 
 def test_the_stores_checkpoints_serve(tmp_path):
@@ -137,7 +159,9 @@ def test_the_estimate_of_the_time_is_for_all_cells_and_images(monkeypatch):
     net, points = three("mlp")
     assert 0 < plane_seconds(net, points, TASK, cells=(30, 20)) < 600
     clock = iter(range(100))
-    monkeypatch.setattr("lossland.planes.time.perf_counter", lambda: next(clock))  # four cells take a second
+    monkeypatch.setattr("lossland.planes.time.perf_counter", lambda: next(clock))  # eight columns take a second
+    assert plane_seconds(net, points, TASK, cells=(30, 20)) == 30 / 8
+    net, points = three("conv2fc1")  # four cells do
     assert plane_seconds(net, points, TASK, cells=(30, 20)) == 600 / 4
     images, labels = (x.repeat(100, *[1] * (x.ndim - 1)) for x in (TASK.train.images, TASK.train.labels))
     many = replace(TASK, train=Split(images, labels), fingerprint="")

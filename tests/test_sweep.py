@@ -230,7 +230,7 @@ def test_tables_do_not_depend_on_the_number_of_threads(exact, monkeypatch):
     net = models.build("mlp", TASK.input_shape, 3, width=30)
     a, b = (models.initial_weights(net, torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(2))
     one = ev.evaluate(net, paths.segment(a, b), TASK, exact=exact)
-    monkeypatch.setattr("lossland.evaluation.mixtures._FEATURES", 3 * 7 * 2 * 30 * 8)
+    monkeypatch.setattr("lossland.evaluation.sharing._FEATURES", 3 * 7 * 2 * 30 * 8)
     torch.set_num_threads(3)
     three = ev.evaluate(net, paths.segment({k: v.requires_grad_() for k, v in a.items()}, b), TASK, exact=exact)
     torch.set_num_threads(1)

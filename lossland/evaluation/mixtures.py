@@ -95,7 +95,8 @@ class Mixtures:
         dense, exact = self.dense, self.manner.exact
         layers = [dense.layer(dense.first, point) for point in self.points]
         first = FirstLayers(self.task, layers, self.manner.precision or ("float32" if exact else None))
-        jobs = jobs_of(dense, (totals, where, coefficients), [dense.second(point) for point in self.points], exact=exact)
+        second = [dense.second(point) for point in self.points]
+        jobs = jobs_of(dense, (totals, where, coefficients), second, exact=exact)
         self.way, self.product = " + ".join(sorted({job.way for job in jobs})), first.product
         score_jobs(self.task, first, jobs, tick)
 
