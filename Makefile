@@ -28,7 +28,7 @@ NUMBERS := $(wildcard book/papers/*.yml book/results/*/*.json)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/benchmarks/* book/chapters/*.md book/_assets/* book/_ext/*.py) _config.yml
 VERSIONS := pyproject.toml constraints.txt
 
-.PHONY: help book test lab run edition record bench notebooks clean fresh unit-tests notebook-tests site-tests
+.PHONY: help book test lab assignments run edition record bench notebooks clean fresh unit-tests notebook-tests site-tests
 
 help:  ## list the commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -96,6 +96,9 @@ notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outpu
 
 lab: $(INSTALLED)  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir=book/chapters
+
+assignments: $(INSTALLED)  ## make the students' versions of the assignments, into book/assignments/release
+	$(PY) book/_tools/build_assignments.py
 
 clean:  ## delete what was built (runs/ and .venv stay)
 	rm -rf _build .pytest_cache lossland.egg-info
