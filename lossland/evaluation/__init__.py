@@ -124,8 +124,9 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         `attrs` says how: grid (number of t), task, product (what first layers were multiplied in: "int8 x 3", three
         bytes of each weight, "float32", "float64" or "bfloat16"), and way. Networks with one hidden layer: "sweep"
         (compiled), "fused" (a loop over t that shares products), "reference" (the same loop, asked for by `exact`),
-        "rank two" (permutation stages, `exact` or not). Others: "shared prefix", "shared first layer", "one by one". A
-        path whose legs are scored in several ways has all their names, such as "fused + rank two".
+        "swap sweep" (permutation stages, compiled), "rank two" (the same in plain torch: `exact`, or for units that are
+        no ReLUs). Others: "shared prefix", "shared first layer", "one by one". A
+        path whose legs are scored in several ways has all their names, such as "fused + swap sweep".
         Where asked for: nodes (t that were evaluated), refined (legs that needed more nodes than given), images,
         statistics, seed, and bfloat16_error, the largest change of nll against float32 at both ends and the worst
         point, on up to 1000 images of each split.
