@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "scalars", "files", "devices", "sampling", "products", "workers"],
+    ["errors", "scalars", "files", "devices", "sampling", "products", "workers", "parallel"],
     ["image_files"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
@@ -27,7 +27,7 @@ LEVELS = [
     ["models", "features", "tracing", "flat", "identity", "draws", "regularisers", "requests"],
     ["flows", "adjust", "legs", "descent", "refit"],
     ["archive", "stages", "evaluation", "training"],
-    ["flow_training", "recipes", "planes", "search", "connectors", "summaries", "contours", "stage_figures",
+    ["flow_training", "recipes", "planes", "pairwise", "search", "connectors", "summaries", "contours", "stage_figures",
      "ensemble_figures", "ensembles", "subspace_figures"],
     ["many", "connect", "learned", "branching", "early_stopping", "robustness", "midpoint_figures", "subspaces"],
     ["figures", "slider", "integral", "__init__"],
