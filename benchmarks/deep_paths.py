@@ -1,0 +1,159 @@
+"""The loss along one leg of deep networks: Chebyshev nodes against a plain loop over t.
+
+Networks: VGG16 (AY20's, without batch norm) and PreResNet20 with batch norm, both of the papers' widths. The leg is the
+segment between two networks that were trained for a few steps from different draws on images of CIFAR-10's shape whose
+classes can be told: neither random, on which the loss hardly changes, nor trained to the end, for which there is no time.
+
+Plain loop: 61 equidistant t; float32, images prepared once and kept in memory, in the usual layout; at each t the weights
+are mixed into a module, batch-norm statistics are reset and re-estimated in one pass over the training images, and the test
+images are scored. Some of its t are run in the batches that are faster, of those that were asked for; its time is
+extrapolated to 61. `evaluate(points=61, nodes=...)` does the same work at the nodes and is run in full; both alternate.
+
+Difference: of the interpolated nll from that of `evaluate` at all 61 t, without nodes, on fewer images, training images for
+batch norm included: fewer images make the curve rougher, so that this is an upper bound of what all of them would give.
+`diff_at` is measured on all images, at the t that the plain loop has run. bfloat16's figures are those of the same calls with
+precision="bfloat16": its time on the same images, its nll against float32 on 1000 of them (`bfloat16_error`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy
+
+from benchmarks.measure import keep_memory, median, result, table, where
+from lossland.evaluation import evaluate
+from lossland.families import point
+from lossland.models import build, initial_weights
+from lossland.paths import Path, segment
+from lossland.tasks import Split, Task
+from lossland.training import Recipe, fit
+from lossland.weights import Weights
+
+SHAPE, POINTS = (3, 32, 32), 61
+RECIPES = {"vgg16": Recipe(epochs=6, lr=0.02, batch_size=32, schedule="constant"),
+           "preresnet20": Recipe(epochs=3, lr=0.05, batch_size=32, schedule="constant")}
+
+
+def patterned_task(train: int, test: int, device: str) -> Task:
+    """Return images of ten patterns under noise: classes that are learnt in a few steps, and not without errors."""
+    g = torch.Generator().manual_seed(0)
+    patterns = avg_pool2d(torch.rand(10, 3, 32, 32, generator=g), 5, 1, 2)
+    splits = []
+    for n in (train, test):
+        labels = torch.randint(0, 10, (n,), generator=g)
+        noise = torch.randn(n, *SHAPE, generator=g)
+        splits.append(Split((128 + 300 * (patterns[labels] - 0.5) + 50 * noise).clamp(0, 255).byte(), labels))
+    return Task(name="patterns", train=splits[0], test=splits[1], validation=None, classes=10, scale=255.0,
+                mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint="patterns").to(device)
+
+
+def trained(model: str, task: Task, images: int, seed: int) -> tuple[nn.Module, Weights]:
+    """Return a network and its weights after a few steps."""
+    net = build(model, SHAPE, 10, **({"dropout": 0.0} if model == "vgg16" else {}))
+    # AY20's draws of dense layers leave little of the signal: VGG16 would not learn in a few steps.
+    start = initial_weights(net, torch.Generator().manual_seed(seed), device=str(task.train.labels.device),
+                            scheme="kaiming-normal")
+    return net, fit(net, point(start), task.subset(train=images), RECIPES[model], seed=seed).family.points[0]
+
+
+class PlainLoop:
+    """What a careful user would write."""
+
+    def __init__(self, model: str, path: Path, task: Task) -> None:
+        self.device, self.path = task.train.labels.device, path
+        self.module = build(model, SHAPE, 10).to_empty(device=self.device)
+        self.train, self.test = (task.prepare(split.images) for split in (task.train, task.test))
+        self.labels = task.test.labels
+        self.norms = [part for part in self.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+    @torch.no_grad()
+    def __call__(self, t: float, batch: int, few: int | None = None) -> float:
+        """Return the test nll [nats] at t; `few`: on some images only."""
+        self.module.load_state_dict(self.path.point(t), strict=False)
+        if self.norms:
+            self.module.train()
+            for norm in self.norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the average over batches
+            for images in self.train[:few].split(batch):
+                self.module(images)
+        self.module.eval()
+        losses = [cross_entropy(self.module(images), labels, reduction="sum")
+                  for images, labels in zip(self.test[:few].split(batch), self.labels[:few].split(batch), strict=True)]
+        return float(sum(losses)) / len(self.labels[:few])
+
+
+def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return how long a call takes, and what it returns."""
+    start = time.perf_counter()
+    found = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, found
+
+
+def nll(frame: pd.DataFrame) -> pd.Series:
+    """Return the losses of a table by t."""
+    return frame.set_index("t").nll
+
+
+def compared(model: str, images: int, args: argparse.Namespace) -> dict[str, float]:
+    """Return the figures of one model: seconds of whole curves, differences [nats]."""
+    task = patterned_task(args.train, images, args.device)
+    (net, a), (_, b) = (trained(model, task, args.steps_on, seed) for seed in (1, 2))
+    path, some = segment(a, b), torch.linspace(0.2, 0.6, args.plain_points, dtype=torch.float64).tolist()
+    plain = PlainLoop(model, path, task)
+    batch = min(args.batches, key=lambda size: seconds(lambda: plain(0.5, size, few=1000))[0])
+    spent = [seconds(lambda t=t: plain(t, batch)) for t in some[::2]]
+    ours, curve = seconds(lambda: evaluate(net, path, task, points=[*grid(POINTS), *some], nodes=args.nodes, splits=("test",)))
+    spent += [seconds(lambda t=t: plain(t, batch)) for t in some[1::2]]
+    low, curve_low = seconds(lambda: evaluate(net, path, task, points=POINTS, nodes=args.nodes, splits=("test",),
+                                              precision="bfloat16"))
+    few = dict(points=POINTS, splits=("test",), images=args.dense, statistics=args.dense)
+    dense, by_nodes = (nll(evaluate(net, path, task, **few, nodes=nodes)) for nodes in (None, args.nodes))
+    return {"batch": batch, "plain": median([one for one, _ in spent]) * POINTS, "ours": ours, "bfloat16": low,
+            "nodes": curve.attrs["nodes"], "start": curve.nll.iloc[0], "end": curve.nll.iloc[-1], "top": curve.nll.max(),
+            "diff": float((dense - by_nodes[dense.index]).abs().max()), "estimate": curve.nll_error.max(),
+            "diff_at": max(abs(nll(curve)[t] - value) for t, (_, value) in zip(some[::2] + some[1::2], spent, strict=True)),
+            "bfloat16_error": curve_low.attrs["bfloat16_error"], "images": images}
+
+
+def grid(points: int) -> list[float]:
+    """Return equidistant t."""
+    return torch.linspace(0, 1, points, dtype=torch.float64).tolist()
+
+
+def main() -> None:
+    """Print the table and the RESULT line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vgg-images", type=int, default=3000, help="test images of VGG16")
+    parser.add_argument("--resnet-images", type=int, default=10_000, help="test images of PreResNet20")
+    parser.add_argument("--train", type=int, default=5000, help="training images, on which batch-norm statistics are estimated")
+    parser.add_argument("--dense", type=int, default=300, help="images of the curve that is evaluated at every t")
+    parser.add_argument("--nodes", type=int, default=13)
+    parser.add_argument("--plain-points", type=int, default=2, help="t of the plain loop that are run")
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 1000], help="of the plain loop; the faster is taken")
+    parser.add_argument("--steps-on", type=int, default=400, help="images on which the ends are trained")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    keep_memory()
+    found = {"vgg": compared("vgg16", args.vgg_images, args), "resnet": compared("preresnet20", args.resnet_images, args)}
+    print(where(), f"{POINTS} points of one leg; the plain loop extrapolated from {args.plain_points} of them; differences "
+          f"from the curve at all points on {args.dense} images")
+    print(table([{"network": name, **{key: f"{value:.4g}" for key, value in each.items()}} for name, each in found.items()]))
+    keys = {f"{name}_{key}": value for name, each in found.items() for key, value in
+            {"ratio": each["plain"] / each["ours"], "diff": each["diff"], "diff_at": each["diff_at"],
+             "bfloat16_ratio": each["plain"] / each["bfloat16"], "bfloat16_error": each["bfloat16_error"],
+             "images": each["images"]}.items()}
+    print(result("deep_paths", **keys, device=args.device))
+
+
+if __name__ == "__main__":
+    main()
