@@ -18,6 +18,7 @@ from lossland.draws import Sample
 from lossland.families import Family
 from lossland.flat import FlatNetwork
 from lossland.layout import Layout, Mixture, within
+from lossland.parallel import Ranks, shared_loss
 from lossland.regularisers import Apart, alike
 from lossland.schedules import Recipe, batches_per_epoch
 from lossland.tasks import Task
@@ -33,6 +34,7 @@ class Run:
     recipe: Recipe
     seed: int
     layout: Layout
+    ranks: Ranks = Ranks()
 
     @property
     def per_epoch(self) -> int:
@@ -116,7 +118,7 @@ def _gradients(state: State, networks: Sequence[FlatNetwork], run: Run, parts: l
     for j, part in enumerate(parts):
         if j not in pair:
             networks[0].move_to(state.points, sample.mixtures[j])
-            yield (networks[0], j, *networks[0].loss(*part))
+            yield (networks[0], j, *shared_loss(networks[0], *part, run.ranks))
     if pair:
         for network, j in zip(networks, pair, strict=True):
             network.move_to(state.points, sample.mixtures[j])

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ class Corrupt(Exception):
 def cache_folder() -> Path:
     """Return the folder for files that can be made again: ``$XDG_CACHE_HOME/lossland``, else ``~/.cache/lossland``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lossland"
+
+
+def installed_version() -> str:
+    """Return the version of this package, "not installed" where it runs from its source alone."""
+    try:
+        return metadata.version("lossland")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def plain(value: Any, where: str) -> Any:

@@ -24,6 +24,7 @@ class FlatNetwork:
 
     Attributes:
         theta: (P,) the point; the parameters are views of it.
+        sums: (P + 2,) the gradient and two numbers more, where it is `shared`.
         features: (n, ...) input of the last linear layer that ran, with its graph: the penultimate features.
 
     Args:
@@ -33,13 +34,14 @@ class FlatNetwork:
         precision: "bfloat16" for autocast.
         smoothing: label smoothing of the cross-entropy.
         features: whether `features` is kept.
+        shared: whether the gradient is one vector on any device, which other processes add to.
 
     Raises:
         ValueError: if features are asked for and the network has no linear layer.
     """
 
     def __init__(self, net: nn.Module, like: Weights, space: Tensor, precision: str, *, smoothing: float = 0.0,
-                 features: bool = False) -> None:
+                 features: bool = False, shared: bool = False) -> None:
         self.theta = space.new_zeros(sum(tensor.numel() for tensor in like.values()))
         views = from_vector(self.theta, like)
         self._parameters = {name: view.detach().requires_grad_() for name, view in views.items()}
@@ -49,8 +51,9 @@ class FlatNetwork:
         self._buffers = fresh_buffers(net, self.theta)  # batch norm in training mode writes here; never read
         low = precision == "bfloat16"
         self._autocast = torch.autocast(self.theta.device.type, torch.bfloat16) if low else nullcontext()
-        self._large = self.theta.device.type == "cpu" and len(self.theta) >= _LARGE
-        self._gradient = None if self._large else torch.zeros_like(self.theta)
+        self._large = self.theta.device.type == "cpu" and len(self.theta) >= _LARGE and not shared
+        self.sums = space.new_zeros(0 if self._large else len(self.theta) + 2 * shared)
+        self._gradient = None if self._large else self.sums[: len(self.theta)]
         if self._gradient is not None:
             for name, view in from_vector(self._gradient, like).items():
                 self._parameters[name].grad = view

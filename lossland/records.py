@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import yaml
 
 from lossland.errors import choose
-from lossland.files import write_whole
+from lossland.files import installed_version, write_whole
 
 MISSING = "not run"
 _KEYS = ("values", "dataset", "scale", "device", "date", "settings", "versions")
@@ -124,7 +123,7 @@ def faults(run: Mapping[str, Any]) -> list[str]:
     Args:
         run: what `records` returns.
     """
-    made, ours = run["versions"].get("lossland"), _version()
+    made, ours = run["versions"].get("lossland"), installed_version()
     sealed = "checksum" in run
     found = [] if sealed and run["checksum"] == checksum(run) else ["edited by hand" if sealed else "no checksum"]
     if made not in (None, ours):
@@ -146,13 +145,6 @@ def code_hash(chapter: Path) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
 
 
-def _version() -> str:
-    try:
-        return metadata.version("lossland")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def record(chapter: str, scale: str, dataset: str, values: Mapping[str, str], settings: Mapping[str, Any], *,
            device: str) -> Path | None:
     """Write a run's values with provenance where LOSSLAND_RECORD says; return the file, or None without that variable.
@@ -172,7 +164,7 @@ def record(chapter: str, scale: str, dataset: str, values: Mapping[str, str], se
         return None
     folder = Path(root) / chapter
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {"torch": torch.__version__, "python": python_version(), "lossland": _version()}
+    versions = {"torch": torch.__version__, "python": python_version(), "lossland": installed_version()}
     run = {"chapter": chapter, "scale": scale, "dataset": dataset, "device": device, "values": dict(values),
            "settings": dict(settings), "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
     known = json.loads(os.environ.get("LOSSLAND_PROVENANCE") or "{}")  # of `make record`

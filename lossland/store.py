@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from lossland.files import (Corrupt, cache_folder, canonical, copied, opened_record, pack, plain, sealed, sealed_record,
-                            set_aside, unpack, unsealed, write_whole)
+from lossland.files import (Corrupt, cache_folder, canonical, copied, installed_version, opened_record, pack, plain,
+                            sealed, sealed_record, set_aside, unpack, unsealed, write_whole)
+from lossland.parallel import fetched, ranks
 
 WEIGHTS, RECORD, CHECKPOINT = "weights.safetensors", "record.json", "checkpoint.safetensors"
 
@@ -147,15 +147,24 @@ class Store:
         """Return the recipe's entry; where there is none, make and keep it.
 
         Args:
-            recipe: Everything the result depends on, as JSON values.
+            recipe: Everything the result depends on, as JSON values; the number of processes that train together
+                (`lossland.parallel`) is added to it.
             make: Gets the `Checkpoint` and returns name -> finite tensor. One process makes, others wait for it; when
-                it dies, the next one takes over from its last checkpoint.
+                it dies, the next one takes over from its last checkpoint. Processes that train together all make.
             on_wait: Called once with the entry's folder if another process is at work on the recipe.
 
         Raises:
             ValueError: The recipe is not JSON, or ``make`` returned no tensors, NaN or infinite ones.
             OSError: The root cannot be written; the message names LOSSLAND_STORE.
         """
+        if (size := ranks().size) > 1:
+            recipe = {**recipe, "ranks": size}
+            return fetched(lambda shared: self._fetch(recipe, shared, on_wait), lambda: self.find(recipe), make,
+                           lambda: Checkpoint(self.root / self.key(recipe)))
+        return self._fetch(recipe, make, on_wait)
+
+    def _fetch(self, recipe: Mapping[str, Any], make: Callable[[Checkpoint], Mapping[str, Tensor]],
+               on_wait: Callable[[Path], None] | None) -> Entry:
         found = self.find(recipe)
         if found is not None:
             return found
@@ -261,7 +270,7 @@ def _facts(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(checkpoint.seconds, 3),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "lossland": _version(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "lossland": installed_version(),
         "python": platform.python_version(), "platform": platform.platform(),
     }
     extra = plain(checkpoint.record, "record")
@@ -269,13 +278,6 @@ def _facts(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
     if clash := sorted(reserved & extra.keys()):
         raise ValueError(f"record must not hold {clash[0]!r}: the store writes it")
     return facts | extra
-
-
-def _version() -> str:
-    try:
-        return metadata.version("lossland")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:

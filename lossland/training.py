@@ -17,6 +17,7 @@ from lossland.draws import Draws
 from lossland.families import Family
 from lossland.flat import FlatNetwork, dropout_seed
 from lossland.layout import Layout
+from lossland.parallel import ranks
 from lossland.regularisers import apart, check_suits
 from lossland.requests import batch_norm_needs_two, check_request
 from lossland.sampling import stream_seed
@@ -109,7 +110,8 @@ def _epoch(state: State, networks: Sequence[FlatNetwork], run: Run, collect: Col
     draws = Draws(run.family, recipe, run.layout, seed=seed, epoch=state.epoch)
     batches = run.task.batches(run.split, batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
                                dtype=recipe.dtype)
-    with (dropout_seed(stream_seed(seed, state.epoch, 2), state.points.device),
+    own = (run.ranks.rank,) if run.ranks.size > 1 else ()
+    with (dropout_seed(stream_seed(seed, state.epoch, 2, *own), state.points.device),
           batch_norm_needs_two(recipe, len(run.task.split(run.split)))):
         for batch in batches:
             count = len(batch[1])
@@ -159,6 +161,9 @@ def _check(net: nn.Module, family: Family, recipe: Recipe, until: int | None, co
     """Raise unless family, recipe and what else `fit` is asked for go together."""
     if until is not None and not 1 <= until <= recipe.epochs:
         raise ValueError(f"until must be an epoch of the recipe, 1..{recipe.epochs}, got {until}")
+    if recipe.similarity and ranks().size > 1:
+        raise ValueError(f"similarity must be 0 where {ranks().size} processes train together, because it compares "
+                         f"networks on whole batches, got {recipe.similarity:g}")
     if collect is not None and family.domain != "point":
         raise ValueError(f"collect needs a family of one network, point(weights), got a {family.kind}")
     check_suits(family, recipe)
@@ -232,6 +237,8 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     step's networks (Eq. (13)), phi being the input of the last linear layer that runs. The paper does not say whether
     both networks see the same images there: `recipe.similarity_on`. The history's loss leaves these terms out.
 
+    Processes that torchrun has started share the work on every batch (`lossland.parallel`).
+
     Memory beyond that of training one network: one vector for each control point but the first, and one velocity for
     each free one but the first; a curve with one bend and fixed ends, and a line, take two networks more. Similarity
     takes two more, and the graphs of two networks at a time.
@@ -263,12 +270,14 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     check_request(net, family, task, recipe, seed)
     _check(net, family, recipe, until, collect)
     # With beta > 0 the regularised weights lie together; other runs keep the order that their checkpoints have.
-    run = Run(family, task, split, recipe, seed, Layout.of(net, family.points[0], norms_last=recipe.beta > 0))
+    run = Run(family, task, split, recipe, seed, Layout.of(net, family.points[0], norms_last=recipe.beta > 0),
+              ranks())
     state = _begin(net, run, velocity)
     start = _spread(state, run)
     _restore(state, checkpoint, collect)
     networks = [FlatNetwork(net, run.layout.like, state.points, recipe.precision, smoothing=recipe.smoothing,
-                            features=recipe.similarity > 0) for _ in range(2 if recipe.similarity else 1)]
+                            features=recipe.similarity > 0, shared=run.ranks.size > 1)
+                for _ in range(2 if recipe.similarity else 1)]
     last = recipe.epochs if until is None else until
     with tqdm(total=last, initial=state.epoch, desc=family.kind, unit="epoch", disable=not progress) as bar:
         while state.epoch < last:

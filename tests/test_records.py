@@ -93,7 +93,7 @@ def test_a_record_edited_by_hand_is_flagged_behind_its_value(book, monkeypatch, 
 
 def test_a_record_of_another_version_or_without_checksum_is_flagged(book, monkeypatch):
     said = planted(book, monkeypatch)
-    monkeypatch.setattr(records, "_version", lambda: "9.0")
+    monkeypatch.setattr(records, "installed_version", lambda: "9.0")
     ours = records.records("02")[0]["versions"]["lossland"]
     assert records.recorded("02", "Arc") == said.replace(" (", f" [made with lossland {ours}, this is 9.0] (", 1)
     file = book / "results" / "02" / "laptop-mnist.json"
