@@ -20,6 +20,7 @@ from lossland.weights import Weights, distance
 from lossland.workers import in_threads
 
 _FEATURES = 32 * 2**20  # bytes of pre-activations at a time on a CPU, all threads together
+_GROUP = 16  # images that compiled swaps take together: what is no whole group is copied
 
 
 class Exchanges:
@@ -56,7 +57,7 @@ class Exchanges:
         swaps = self.leg.units[swap[moving]].to(self.head.device), u[moving].to(self.head.device)
         on_cpu = self.head.device.type == "cpu"
         most = _FEATURES // min(torch.get_num_threads(), 8) if on_cpu else scoring.SHARED
-        size = max(1, most // (self.head.shape[1] * self.head.itemsize))
+        size = max(1, most // (self.head.shape[1] * self.head.itemsize * _GROUP)) * _GROUP
         for name, sums in totals.items():
             split = self.task.split(name)
             windows = [slice(i, min(i + size, len(split))) for i in range(0, len(split), size)]
