@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PROGRAMS = 1024  # that add up scores: a few for each processor of a GPU
-_ROWS = 256  # that each of them takes at a time
+_ROWS = 256  # that a program adds up at a time
+_TIMES = 4  # how often; not by the number of networks, so that sums are the same with others beside them
 
 
 @triton.jit
@@ -120,7 +120,7 @@ class Rows:
     def sums(self, bins: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return nll (T,), hits (T,) and histogram (T, 3, bins), all float64."""
         points, images = self.parts[0].shape
-        parts = max(1, min(triton.cdiv(images, _ROWS), triton.cdiv(_PROGRAMS, points)))
+        parts = triton.cdiv(images, _TIMES * _ROWS)
         out = self.parts[0].new_empty(points, parts, 2 + 3 * bins, dtype=torch.float64)
         _tally[(points * parts,)](self.parts, out, (images, parts), BINS=bins, ROWS=_ROWS, num_warps=4,
                                   enable_fp_fusion=True)
