@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lossland.errors import choose
@@ -128,6 +127,8 @@ def match(x: Tensor, y: Tensor, *, solver: str = "assignment", max_iterations: i
                          f"got {len(x)} and {len(y)}")
     if solver != "assignment":
         return bijection(transport_plan(x, y, solver=solver, max_iterations=max_iterations)).to(x.device)
+    from scipy.optimize import linear_sum_assignment  # 0.4 seconds, here only
+
     _, columns = linear_sum_assignment(_products(x, y).cpu().numpy(), maximize=True)
     return torch.as_tensor(columns, dtype=torch.int64, device=x.device)
 
