@@ -80,7 +80,7 @@ run: $(INSTALLED)  ## re-run one chapter: make run CHAPTER=02 SCALE=laptop [PARA
 	@$(PY) book/_tools/run_chapter.py "$(CHAPTER)" $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)")
 
 edition: $(INSTALLED)  ## re-run every chapter and render your own book: make edition SCALE=laptop [PARAMS=file.yml] [NAME=mine]
-	@$(PY) book/_tools/build_edition.py $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)")
+	@$(PY) book/_tools/build_edition.py $(if $(SCALE),--scale "$(SCALE)") $(if $(PARAMS),--params "$(PARAMS)") $(if $(NAME),--name "$(NAME)") --jobs $(JOBS)
 
 bench: $(INSTALLED)  ## measure, for the page Benchmarks, on a quiet machine: make bench [ONLY=path_evaluation] [DEVICE=cuda]
 	@$(PY) book/_tools/bench.py $(ONLY) $(if $(DEVICE),--device "$(DEVICE)") $(if $(OPTIONS),-- $(OPTIONS))

@@ -148,6 +148,16 @@ def factors(root: Path) -> dict[str, float]:
     return {device: reference[device] / speed(device) for device in there}
 
 
+def edition_minutes(root: Path, parameters: dict[str, Any]) -> dict[str, float]:
+    """Return number of chapter -> minutes on one core of the reference machine in an edition with these parameters.
+
+    Known are those of the data set digits at some scales, with no other parameter; else nothing is.
+    """
+    if parameters.keys() - {"scale", "seed", "progress"}:
+        return {}
+    return read_list(root).get("edition", {}).get(parameters.get("scale"), {})
+
+
 def data_parameters(dataset: str, data_dir: Path | None) -> dict[str, str]:
     """Return a chapter's parameters for a data set: the .npz file in the folder where there is one, else the name."""
     if data_dir is None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 from build_book import environment, forget
-from build_edition import banner, build
+from build_edition import banner, build, run_all
 from chapters import ROOT, find_chapter, read, read_parameters
 from papermill import PapermillExecutionError
+from recording import edition_minutes
 from run_chapter import assign, chosen, execute
 from small_book import small_book
 
@@ -93,6 +95,27 @@ def test_edition_keeps_finished_chapters_and_says_its_parameters_on_every_page(t
     assert "kept" in capfd.readouterr().out
     assert build(tmp_path, folder, {"scale": "tiny", "seed": 6}) == 0
     assert "kept" not in capfd.readouterr().out
+
+
+def test_edition_goes_on_after_chapters_that_were_cut_off_in_the_middle_of_writing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = small_book(tmp_path)
+    shutil.copy(first, first.with_name("02_small.ipynb"))
+    made, parameters = tmp_path / "runs" / "mine", {"scale": "tiny"}
+    assert all(whole and said != "kept" for _, whole, said in run_all(tmp_path, made, parameters, jobs=2))
+    output = made / "book" / "chapters" / "02_small.ipynb"
+    output.write_text(output.read_text(encoding="utf-8")[:200], encoding="utf-8")
+    said = {name: said for name, _, said in run_all(tmp_path, made, parameters, jobs=1)}
+    assert said.pop("02_small") != "kept" and said == {"01_small": "kept"}
+    output.with_name("01_small.ipynb").unlink()
+    assert [said == "kept" for _, _, said in run_all(tmp_path, made, parameters, jobs=1)] == [False, True]
+    assert not list((made / "unfinished").iterdir())
+
+
+def test_edition_whose_settings_are_not_recorded_has_no_estimate(tmp_path):
+    small_book(tmp_path)
+    assert edition_minutes(tmp_path, {"scale": "laptop", "dataset": "mnist"}) == {}
+    assert edition_minutes(tmp_path, {"scale": "laptop"})["03"] > 0
 
 
 def test_banner_says_the_scale_first_and_names_chapters():
