@@ -1,14 +1,17 @@
 """The course for nbgrader: run its commands in this folder."""
 
-from nbformat import NotebookNode
+from time import monotonic
+
+from nbformat import from_dict
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, DeduplicateIds, OverwriteCells, OverwriteKernelspec
 
-SECONDS = 60  # that one cell may take when a notebook is marked
-
 
 class RestoreCells(OverwriteCells):
-    """Put back every cell of the assignment that a student deleted: nbgrader alone restores tests behind a cell that is left."""
+    """Put back every cell of the assignment that a student deleted.
+
+    nbgrader's own `add_missing_cells` does this for tests alone, and fails where the cell in front of a test is gone, too.
+    """
 
     def preprocess(self, nb, resources):
         """Return the notebook with its missing cells, blank where they were to be filled in."""
@@ -28,17 +31,39 @@ class RestoreCells(OverwriteCells):
 
     def restored(self, source, points, solution):
         """Return the cell as it was handed out."""
-        cell = self.missing_cell_transform(source, points or 0, is_solution=solution)
-        cell.source = source.source
-        cell.metadata.nbgrader.update(grade=points is not None, solution=solution, locked=source.locked)
+        cell = from_dict(self.missing_cell_transform(source, points or 0, is_solution=solution))
+        cell.metadata.nbgrader.update(grade=points is not None, locked=source.locked)
         if points is None:
             del cell.metadata.nbgrader["points"]
-        return NotebookNode(cell)
+        cell.source = source.source
+        return cell
 
 
-c = get_config()  # noqa: F821
+class Patience:
+    """Seconds that a cell may take, and all cells of a notebook together: for those that loop for ever."""
+
+    cell, notebook, least, end = 60, 180, 5, 0.0
+
+    @classmethod
+    def start(cls, **_):
+        """Begin with a notebook."""
+        cls.end = monotonic() + cls.notebook  # of the class: a configuration is copied
+
+    @classmethod
+    def left(cls, _):
+        """Return the seconds that the next cell may take."""
+        return round(max(cls.least, min(cls.cell, cls.end - monotonic())))
+
+
+c = get_config()  # noqa: F821 (nbgrader defines it)
 c.CourseDirectory.course_id = "lossland"
-c.Execute.timeout = SECONDS
 c.ClearSolutions.code_stub = {"python": "# your code here\nraise RuntimeError('this cell is still empty')"}
 c.ClearSolutions.text_stub = "*Your answer here.*"
+# Files as students name them, ada_01_clouds.ipynb, or as Moodle does.
+c.FileNameCollectorPlugin.named_regexp = (
+    r"(?:.*/)?(?P<student_id>[^/_]+)_(?:\d+_assignsubmission_file[_/])?(?P<file_id>\d\d_\w+\.ipynb)$")
 c.Autograde.sanitize_preprocessors = [ClearOutput, DeduplicateIds, OverwriteKernelspec, RestoreCells, OverwriteCells, CheckCellMetadata]
+c.Execute.on_notebook_start = Patience.start
+c.Execute.timeout_func = Patience.left
+# A cell that cannot be interrupted, or prints without end, must not cost the points of the cells before it.
+c.Execute.raise_on_iopub_timeout = False

@@ -8,10 +8,13 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
 from chapters import ROOT
 from nbformat import NotebookNode
 
+matplotlib.use("Agg")
 COURSE = ROOT / "book" / "assignments"
 ASSIGNMENTS = sorted(path.name for path in (COURSE / "source").iterdir() if path.is_dir())
 
@@ -64,6 +67,7 @@ def mark(notebook: NotebookNode, answers: dict[str, str] | None = None, pictures
         if graded and error:
             found.lost[name] = error
         found.points += about(cell).get("points", 0) if graded and not error else 0
+    plt.close("all")
     return found
 
 
