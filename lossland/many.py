@@ -8,7 +8,7 @@ products).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,18 @@ from lossland.weights import Weights, check_finite, check_match, count, from_vec
 
 WAYS = ("auto", "together", "one by one")
 SMALL = 100_000  # parameters; up to here training together is faster on a CPU (see `fit_many`)
+DENSE = 10_000_000  # parameters of dense networks on a GPU, by estimate: a step of one alone takes less than its start
 
 
-def together(net: nn.Module, parameters: int) -> bool:
-    """Return whether `fit_many` trains such networks at once when it may choose: small ones of plain layers."""
-    return parameters <= SMALL and not _unstackable(net)
+def together(net: nn.Module, parameters: int, device: torch.device | str = "cpu") -> bool:
+    """Return whether `fit_many` trains such networks at once when it may choose: small ones of plain layers.
+
+    On a GPU larger dense ones, too: what a step of one network costs there is the time to start its operations. Filters
+    of several networks make grouped convolutions, which are slow: networks that have any stay small ones.
+    """
+    dense = not any(isinstance(module, nn.modules.conv._ConvNd) for module in net.modules())
+    most = DENSE if torch.device(device).type == "cuda" and dense else SMALL
+    return parameters <= most and not _unstackable(net)
 
 
 def _unstackable(net: nn.Module) -> list[str]:
@@ -53,10 +60,11 @@ def fit_many(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Reci
     Batched products add up in another order than single ones, so the weights agree with those of `fit` to about 1e-6
     in float64 arithmetic of the same run length and drift apart slowly in float32; a store recipe must name the way.
 
-    Measured on one core of a busy two-core machine, one epoch, median of three interleaved runs: 16 networks on 8 x 8
-    digits in batches of 32 took, one by one / together, 3.1 times as long at width 64 (4,810 parameters), 2.1 at 256,
-    1.2 at 1024 and 2000; 8 networks on 28 x 28 images in batches of 128: 1.1 at width 32 (25,450 parameters), 1.0 at
-    100, 500 and 2000. "auto" trains up to 100,000 parameters together.
+    Measured on one core of a busy two-core machine, medians of interleaved runs: 16 networks on 8 x 8 digits in batches
+    of 32 took, one by one / together, 3.1 times as long at width 64 (4,810 parameters), 2.1 at 256, 1.2 at 1024 and
+    2000; 16 networks on 28 x 28 images in batches of 128: 1.7 at widths 32 and 100, 1.4 at 300 (238,510 parameters).
+    One wide network of blocks is no other way: each network has batches of its own, so that its first layer is a
+    batched product, too. "auto" trains up to 100,000 parameters together, on a GPU up to 10 million of dense networks.
 
     Args:
         net: the network.
@@ -66,7 +74,7 @@ def fit_many(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Reci
         seeds: m seeds of batch order and augmentation.
         way: "together", "one by one" (a loop of `fit`), or "auto" by size and kind of network.
         progress: show a line.
-        checkpoint: saved to after every epoch and continued from; only used when together.
+        checkpoint: saved to after every epoch and continued from.
 
     Raises:
         ValueError: for unequal numbers of starts and seeds, none at all, or starts that do not match; a recipe of
@@ -83,14 +91,46 @@ def fit_many(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Reci
         asked = (f"beta={recipe.beta:g}" if recipe.beta else "layerwise=True" if recipe.layerwise
                  else f"similarity={recipe.similarity:g}")
         raise ValueError(f"{asked} is for subspaces, fit_many trains single networks: use lossland.subspaces.subspace")
-    if way == "one by one" or (way == "auto" and not together(net, count(starts[0]))):
-        return [fit(net, point(start), task, recipe, seed=seed, progress=progress).family.points[0]
-                for start, seed in zip(starts, seeds, strict=True)]
+    if way == "one by one" or (way == "auto" and not together(net, count(starts[0]), task.train.labels.device)):
+        return _in_turn(net, starts, task, recipe, seeds, progress=progress, checkpoint=checkpoint)
     if (found := _unstackable(net)) or recipe.precision == "bfloat16" or recipe.clip:
         limit = f"clip={recipe.clip:g}" if recipe.clip else recipe.precision
         raise ValueError(f"way='together' needs a network without batch norm and dropout, and float32 or float64 "
                          f"without clipping, got {found or limit}; use way='one by one'")
     return _train(net, starts, task, recipe, seeds, progress=progress, checkpoint=checkpoint)
+
+
+def _in_turn(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Recipe, seeds: Sequence[int], *,
+             progress: bool, checkpoint: Checkpoint | None) -> list[Weights]:
+    turns = _Turns(checkpoint) if checkpoint else None
+    made = [] if turns is None else turns.made
+    for start, seed in list(zip(starts, seeds, strict=True))[len(made):]:
+        fitted = fit(net, point(start), task, recipe, seed=seed, progress=progress, checkpoint=turns)
+        made.append(to_vector(fitted.family.points[0]))
+        if turns:
+            turns.state = None
+    like = {name: tensor.to(task.train.labels.device, recipe.dtype) for name, tensor in starts[0].items()}
+    return [dict(from_vector(row.to(task.train.labels.device), like)) for row in made]
+
+
+class _Turns:
+    """The checkpoint of runs that follow each other: networks that are made, and the state of the one at work."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.state, self.made = checkpoint, None, []
+        if saved := checkpoint.load():
+            tensors, info = saved
+            names = [f"made.{i}" for i in range(info.pop("made"))]
+            self.made, self.state = [tensors.pop(name) for name in names], (tensors, info)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the state of the network at work, if it has one."""
+        return self.state
+
+    def save(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Keep it with the networks that are made."""
+        made = {f"made.{i}": row for i, row in enumerate(self.made)}
+        self.checkpoint.save(tensors | made, info | {"made": len(made)})
 
 
 def _train(net: nn.Module, starts: Sequence[Weights], task: Task, recipe: Recipe, seeds: Sequence[int], *,
@@ -132,11 +172,7 @@ def _epoch(gradient: Callable[..., tuple[Tensor, Tensor]], points: Tensor, veloc
            recipe: Recipe, seeds: Sequence[int], epoch: int) -> dict[str, float]:
     """Run one epoch in place; return its row of the history, the loss averaged over images and networks."""
     started, lr, total = time.perf_counter(), learning_rate(recipe, epoch), points.new_zeros(len(points))
-    orders = [torch.Generator().manual_seed(stream_seed(seed, epoch, 0)) for seed in seeds]
-    streams = [task.batches("train", batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
-                            dtype=recipe.dtype) for order in orders]
-    for batches in zip(*streams, strict=True):
-        images, labels = (torch.stack(part) for part in zip(*batches, strict=True))  # (m, b, C, H, W), (m, b)
+    for images, labels in _batches(task, recipe, [stream_seed(seed, epoch, 0) for seed in seeds]):
         slope, loss = gradient(points, images, labels)
         velocity.mul_(recipe.momentum).add_(slope).add_(points, alpha=recipe.weight_decay)
         points.add_(velocity, alpha=-lr)
@@ -147,6 +183,22 @@ def _epoch(gradient: Callable[..., tuple[Tensor, Tensor]], points: Tensor, veloc
                                  f"{[seeds[i] for i in bad]}) NaN or infinite in epoch {epoch} (lr {lr:g})")
     loss = float(total.mean()) / len(task.train)
     return {"epoch": epoch, "lr": lr, "loss": loss, "seconds": time.perf_counter() - started}
+
+
+def _batches(task: Task, recipe: Recipe, seeds: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (m, b, C, H, W) images and (m, b) labels: to each network the batches that `fit` would show it."""
+    orders = [torch.Generator().manual_seed(seed) for seed in seeds]
+    split = task.train
+    if (recipe.augment and task.augment != "none") or split.is_lazy:
+        streams = [task.batches("train", batch_size=recipe.batch_size, generator=order, augment=recipe.augment,
+                                dtype=recipe.dtype) for order in orders]
+        for batches in zip(*streams, strict=True):
+            yield tuple(torch.stack(part) for part in zip(*batches, strict=True))
+        return
+    every = torch.stack([torch.randperm(len(split), generator=order) for order in orders]).to(split.labels.device)
+    for rows in every.split(recipe.batch_size, 1):  # one look into the images for all networks
+        images = task.prepare(split.images[rows.flatten()], recipe.dtype)
+        yield images.unflatten(0, rows.shape), split.labels[rows]
 
 
 def trained_set(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe | None = None, way: str = "auto",
@@ -177,7 +229,8 @@ def trained_set(task: Task, model: str, *, seeds: Sequence[int], recipe: Recipe 
         raise ValueError("seeds must hold at least one seed, got none")
     net, recipe = network(task, model, **sizes), recipe or recipe_for(task)
     if way == "auto":
-        way = "together" if together(net, sum(p.numel() for p in net.parameters())) else "one by one"
+        size, device = sum(p.numel() for p in net.parameters()), task.train.labels.device
+        way = "together" if together(net, size, device) else "one by one"
     place = store if isinstance(store, Store) else Store(store)
     if way == "one by one":
         return endpoints(task, model, seeds=seeds, recipe=recipe, store=place, progress=progress, **sizes)

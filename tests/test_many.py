@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from conftest import Memory, make_task
 from lossland import models
 from lossland.families import point
-from lossland.many import fit_many, together, trained_set
+from lossland.many import _batches, fit_many, together, trained_set
 from lossland.recipes import endpoints
 from lossland.store import Store
 from lossland.training import Recipe, fit
@@ -39,13 +39,38 @@ def test_one_by_one_is_the_loop_to_the_last_bit(task, net):
     assert_close(made[0], fit(net, point(start(net, 1)), task, FAST, seed=5).family.points[0], rtol=0, atol=0)
 
 
-def test_an_interrupted_set_gives_the_weights_of_an_uninterrupted_one(task, net):
-    starts, memory = [start(net, 1), start(net, 2)], Memory(fail_after=2)
-    whole = fit_many(net, starts, task, FAST, (1, 2), way="together")
+@pytest.mark.parametrize("way, after", [("together", 1), ("one by one", 1), ("one by one", FAST.epochs + 1)])
+def test_an_interrupted_set_gives_the_weights_of_an_uninterrupted_one(task, net, way, after):
+    starts, memory, saves = [start(net, 1), start(net, 2)], Memory(), []
+
+    def save(tensors, info):
+        if len(saves) == after:
+            raise InterruptedError
+        saves.append(info["epoch"])
+        keep(tensors, info)
+
+    whole = fit_many(net, starts, task, FAST, (1, 2), way=way)
+    keep, memory.save = memory.save, save
     with pytest.raises(InterruptedError):
-        fit_many(net, starts, task, FAST, (1, 2), way="together", checkpoint=memory)
-    memory.fail_after = None
-    assert_close(fit_many(net, starts, task, FAST, (1, 2), way="together", checkpoint=memory), whole, rtol=0, atol=0)
+        fit_many(net, starts, task, FAST, (1, 2), way=way, checkpoint=memory)
+    memory.save = keep
+    assert memory.saved[1].get("made", 0) == (after > FAST.epochs)
+    assert_close(fit_many(net, starts, task, FAST, (1, 2), way=way, checkpoint=memory), whole, rtol=0, atol=0)
+
+
+def test_every_network_sees_the_batches_that_it_would_see_alone(task):
+    seeds = (3, 4, 5)
+    made = list(_batches(task, FAST, seeds))
+    for i, seed in enumerate(seeds):
+        alone = task.batches("train", batch_size=FAST.batch_size, generator=torch.Generator().manual_seed(seed), dtype=FAST.dtype)
+        for (images, labels), (image, label) in zip(made, alone, strict=True):
+            assert torch.equal(images[i], image) and torch.equal(labels[i], label)
+
+
+def test_on_a_gpu_larger_dense_networks_are_trained_together():
+    wide, filters = (models.build(name, (3, 8, 8), 3, **sizes) for name, sizes in (("mlp", {"width": 2000}), ("conv2fc1", {"channels": (64, 512)})))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (wide, filters)]
+    assert [together(net, size, "cuda") for net, size in zip((wide, filters), sizes, strict=True)] == [True, False]
 
 
 def test_only_small_networks_without_norms_and_dropout_are_trained_together():
