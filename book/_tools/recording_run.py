@@ -1,7 +1,7 @@
 """One recorded run: a chapter executed in its own kernel, its result put into the book when the last cell has passed.
 
 Nothing is lost when the process is killed: what is trained lies in the store, an unfinished training as a checkpoint of
-its last epoch; the kernel ends by itself when its parent is gone. The result appears whole or not at all.
+its last epoch, and the tables of `ll.evaluate` beside the notebook; the kernel ends by itself when its parent is gone. The result appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from chapters import find_chapter, parameter_names, parameters_cell
+import recording_tables
+from chapters import find_chapter, parameter_names, parameters_cell, tags
 from filelock import FileLock, Timeout
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -89,7 +90,7 @@ def commit(root: Path) -> str:
 
 
 def prepared(run: Recording, root: Path, parameters: dict[str, Any]) -> nbformat.NotebookNode:
-    """Return the chapter with these parameters injected."""
+    """Return the chapter with these parameters injected, and a cell by which its tables outlive a killed process."""
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
@@ -98,7 +99,11 @@ def prepared(run: Recording, root: Path, parameters: dict[str, Any]) -> nbformat
     parameters_cell(notebook)  # raises where there is none
     known = parameter_names(chapter)
     chosen = {name: value for name, value in parameters.items() if name in known}
-    return parameterize_notebook(notebook, {"scale": run.scale, **chosen}, kernel_name="python3", language="python")
+    notebook = parameterize_notebook(notebook, {"scale": run.scale, **chosen}, kernel_name="python3", language="python")
+    place = next(i for i, each in enumerate(notebook.cells) if "injected-parameters" in tags(each))
+    folder = run.work(root) / "tables" / recording_tables.context(notebook)
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(recording_tables.cell(folder)))
+    return notebook
 
 
 async def _execute(notebook: nbformat.NotebookNode, root: Path, env: dict[str, str], progress: Progress,
@@ -201,6 +206,7 @@ def _attempt(run: Recording, root: Path, staging: Path, notebook: nbformat.Noteb
         asyncio.run(_execute(notebook, root, env, progress, budget))
         made = publish(staging, run, root)
         (run.work(root) / "spent.json").unlink(missing_ok=True)
+        shutil.rmtree(run.work(root) / "tables", ignore_errors=True)
         return "done" if run.result(root) in made else f"recorded as {', '.join(file.name for file in made)}"
     except DeadKernelError as error:
         if progress.stopped == INTERRUPTED:

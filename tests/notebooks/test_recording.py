@@ -9,15 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import recording_cluster
+import recording_tables
 import yaml
 from chapters import ROOT, parameters_cell, read
 from record import main
 from recording import Recording, budget_seconds, data_parameters, listed, outstanding, read_list, spoken
+from recording_run import prepared
 from small_book import small_book
 
 STEPS = 30
@@ -217,6 +221,37 @@ def test_the_file_of_a_data_set_is_preferred_to_its_name(tmp_path):
     assert data_parameters("mnist", tmp_path) == {"dataset": "mnist", "data_dir": str(tmp_path)}
     (tmp_path / "mnist.npz").touch()
     assert data_parameters("mnist", tmp_path) == {"dataset": str(tmp_path / "mnist.npz")}
+
+
+def test_tables_of_a_killed_run_are_read_where_the_same_is_asked_for(tmp_path):
+    calls = []
+
+    def evaluate(net, path, task, *, points):
+        calls.append(points)
+        table = pd.DataFrame({"t": [0.0, 1 / 3], "leg": [0, 1], "split": ["train", "test"], "nll": [0.1, float("nan")]})
+        table.attrs["grid"] = points
+        return table
+
+    data, other = SimpleNamespace(fingerprint="a"), SimpleNamespace(fingerprint="b")
+    first = recording_tables.kept(evaluate, tmp_path)
+    tables = [first(None, None, data, points=2), first(None, None, data, points=3)]
+    again = recording_tables.kept(evaluate, tmp_path)
+    for number, table in enumerate(tables):
+        read_again = again(None, None, data, points=2 + number)
+        pd.testing.assert_frame_equal(read_again, table, check_exact=True)
+        assert read_again.attrs == table.attrs
+    assert calls == [2, 3]
+    anew = recording_tables.kept(evaluate, tmp_path)
+    anew(None, None, data, points=5)
+    anew(None, None, other, points=3)
+    assert calls == [2, 3, 5, 3]
+
+
+def test_tables_are_kept_for_one_source_and_one_set_of_parameters(book):
+    run = Recording("01_small", "tiny", "digits")
+    folders = {name: prepared(run, book, {"dataset": name}).cells[3].source for name in ("a", "b")}
+    assert "recording_tables" in folders["a"] and folders["a"] != folders["b"]
+    assert prepared(run, book, {"dataset": "a"}).cells[3].source == folders["a"]
 
 
 def test_seconds_are_spoken_in_the_unit_that_fits():
