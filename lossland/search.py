@@ -59,10 +59,10 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
           exact: bool = False, progress: bool = False) -> Worst:
     """Return the worst point of a path: a grid first, then finer and finer where something worse may hide.
 
-    On segments and curves of deep networks nll is interpolated between Chebyshev nodes (`evaluate`'s `nodes`), at a fifth of a
-    grid's cost: their highest maxima are evaluated, and a point between the nodes on either side of the highest. Where
-    one of them is not what was interpolated, to the tolerance, the search goes on from a whole grid, and it does so for
-    other metrics, and for networks that are not deep, from the start:
+    On segments and curves of deep networks nll is interpolated between Chebyshev nodes (`nodes` of `evaluate`), at a
+    fifth of a grid's cost: its highest maxima are evaluated, and a point between the nodes on either side of the
+    highest. Where one of them is not what was interpolated, to the tolerance, the search goes on from a whole grid, and
+    it does so for other metrics, and for networks that are not deep, from the start:
 
     Between two neighbours the metric is taken to rise a fifth more steeply than it does there and beside them. Where
     the top of the tent that this puts up is worse than the worst value so far, by more than the tolerance, the next

@@ -119,8 +119,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         With `nodes`: rows for nodes, too, and the columns evaluated (bool; elsewhere nll is interpolated and accuracy
         and ece are NaN) and nll_error [nats], the estimated error of the interpolation.
         With `images`: the standard errors nll_se [nats] and accuracy_se [fractions], height [nats] of nll above the
-        straight line between its values at the first and last t, whose largest is the barrier, and height_se, which is
-        paired over images and much smaller than that of two losses. They say how far the whole split's values may be.
+        straight line between its values at the first and last t, whose largest is the barrier, and its standard error
+        height_se, from the heights of every image. They say how far the values of the whole split may be.
         `attrs` says how: grid (number of t), task, product (what first layers were multiplied in: "int8 x 3", three
         bytes of each weight, "float32", "float64" or "bfloat16"), and way. Networks with one hidden layer: "sweep"
         (compiled), "fused" (a loop over t that shares products), "reference" (the same loop, asked for by `exact`),

@@ -62,6 +62,9 @@ class Mixtures:
         self.way = "fused" if self.dense else "one by one"
         self.like = next(iter(self.points[0].values()))
         self.low = manner.precision == "bfloat16"
+        if self.low and self.like.dtype != torch.float32 and not self.dense:
+            raise ValueError("precision='bfloat16' needs float32 weights, got "
+                             f"{str(self.like.dtype).removeprefix('torch.')}")
         self.product = "bfloat16" if self.low else str(self.like.dtype).removeprefix("torch.")
         # Measured on a CPU (float32, 64 to 256 images): VGG16 1.2 to 1.3 times, PreResNet20 1.2 to 2 times as fast.
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in net.modules())

@@ -71,8 +71,12 @@ def coefficients(values: Tensor) -> Tensor:
 def error(values: Tensor) -> Tensor:
     """Return an estimate (...) of how far the polynomial through values (..., N) at N `positions` is from the function.
 
-    The sum of the absolute values of the last third of its coefficients: they go on shrinking where the function is
-    smooth, so that what is left out is less; where they do not, as at a kink, the estimate is large.
+    From sums of absolute values of its coefficients: the last third, and the share of the middle third that is left
+    there, by which what comes next will be smaller still. At a kink and in noise coefficients hardly shrink, and the
+    estimate is the last third itself. Measured: 1 to 1000 times the error; at kinks and for
+    far too few nodes down to a tenth of it, when both are large.
     """
     found = coefficients(values).abs()
-    return found[..., -((found.shape[-1] + 2) // 3):].sum(-1)
+    third = (found.shape[-1] + 2) // 3
+    last, middle = found[..., -third:].sum(-1), found[..., -2 * third:-third].sum(-1)
+    return last * (4 * last / middle.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)

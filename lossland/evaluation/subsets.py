@@ -1,8 +1,8 @@
 """Scores on some of the images, with standard errors.
 
-All points of a path see the same images: an image that is hard at one point is hard at its neighbours, too. Differences
-between points are therefore known much better than the losses themselves, and their standard errors come from the
-differences of every image (paired), not from those of two losses.
+All points of a path see the same images, and an image that is hard at one point is mostly hard at others, too. Standard
+errors of differences between points therefore come from the differences of every image (paired), not from the standard
+errors of two losses, and are mostly smaller.
 """
 
 from __future__ import annotations
