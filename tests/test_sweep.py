@@ -16,7 +16,7 @@ from conftest import make_task
 from lossland import evaluation as ev
 from lossland import models, paths
 from lossland.bases import arc_basis, bezier_basis, linear_basis
-from lossland.kernels import _cpu, path_scores, path_way, reference
+from lossland.kernels import _cpu, _tally, path_scores, path_way, reference
 from lossland.kernels.sweep import leg_of, path_sweep
 
 CURVES = {"segment": linear_basis, "arc": arc_basis, "bezier": lambda s: bezier_basis(s, 1)}
@@ -240,29 +240,10 @@ def test_tables_do_not_depend_on_the_number_of_threads(exact, monkeypatch):
 def test_what_was_compiled_from_other_sources_is_not_read():
     """numba looks at the file of a function only, and at what it encloses."""
     folder = Path(_cpu.__file__).parent
-    parts = b"".join((folder / name).read_bytes() for name in ("_lanes.py", "_buckets.py"))
-    for function in (_cpu.sweep_two, _cpu.sweep_three):
-        assert hashlib.sha256(parts).hexdigest() in [cell.cell_contents for cell in function.py_func.__closure__]
-
-
-_RUN = """
-import sys
-import torch
-from lossland import kernels
-assert "numba" not in sys.modules
-s = torch.linspace(0, 1, 20, dtype=torch.float64)
-one = torch.ones(4, 3)
-kernels.path_scores([one] * 2, torch.stack([1 - s, s], 1), [one] * 2, [one[:, 0]] * 2, torch.arange(4))
-from lossland.kernels import _cpu
-print(sum(_cpu.sweep_two.stats.cache_hits.values()))
-"""
-
-
-def test_numba_is_imported_late_and_what_it_compiles_is_kept(tmp_path):
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    runs = [subprocess.run([sys.executable, "-c", _RUN], env=environment, capture_output=True, text=True, check=True)
-            for _ in range(2)]
-    assert [run.stdout.strip() for run in runs] == ["0", "1"]
+    for names, functions in ((("_lanes.py", "_buckets.py"), (_cpu.sweep_two, _cpu.sweep_three)),
+                             (("_lanes.py", "_tally.py"), (_tally.swaps, _tally.scores))):
+        parts = hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+        assert all(parts in [cell.cell_contents for cell in one.py_func.__closure__] for one in functions)
 
 
 _NOWHERE = """
