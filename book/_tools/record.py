@@ -131,7 +131,7 @@ def work(arguments: argparse.Namespace) -> int:
     if arguments.scheduler or arguments.workers:
         from recording_cluster import on_cluster
 
-        ready = runs[: 1 if one else arguments.next]
+        ready = [run for run in runs if arguments.scheduler or run.device in known][: arguments.next]
         return on_cluster(ready, machine, scheduler=arguments.scheduler, workers=arguments.workers, again=one)
     if one:
         return int(make(runs[0], machine, budget=budget, again=True) not in FINE)

@@ -70,6 +70,13 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
         yield client
 
 
+def fitting(client: Any, runs: list[Recording]) -> list[Recording]:
+    """Return the runs that some worker can make: those that wait for a GPU want one with the resource GPU."""
+    offered = client.scheduler_info(n_workers=-1)["workers"].values()
+    on_gpu = any(worker["resources"].get("GPU") for worker in offered)
+    return [run for run in runs if run.device != "gpu" or on_gpu]
+
+
 def on_cluster(runs: list[Recording], machine: Any, *, scheduler: str | None, workers: int | None, again: bool) -> int:
     """Make the runs on a cluster and say how each went, in the order in which they end; return the exit status.
 
@@ -87,11 +94,13 @@ def on_cluster(runs: list[Recording], machine: Any, *, scheduler: str | None, wo
     dask.config.set({"distributed.scheduler.allowed-failures": LOST})
     whole = True
     with connected(scheduler, workers) as client:
-        futures = {}
-        for run in runs:
+        ready, futures = fitting(client, runs) if scheduler else runs, {}
+        for run in ready:
             arguments = TOOLS, vars(run), str(machine.root.resolve()), machine.parameters(run), again
-            futures[client.submit(task, *arguments, key=f"{run.name}-{uuid4().hex[:8]}", pure=False)] = run
-        print(f"{len(runs)} runs for the workers of {client.scheduler.address}", flush=True)
+            needs = {"GPU": 1} if scheduler and run.device == "gpu" else None
+            future = client.submit(task, *arguments, key=f"{run.name}-{uuid4().hex[:8]}", pure=False, resources=needs)
+            futures[future] = run
+        print(f"{len(ready)} of {len(runs)} runs for the workers of {client.scheduler.address}", flush=True)
         for count, future in enumerate(as_completed(futures), 1):
             try:
                 said = future.result()
