@@ -34,7 +34,7 @@ _SORT = (
 ).replace("&", "&amp;")
 _BUTTON = "all:unset;cursor:pointer;font-weight:bold;text-decoration:underline dotted;min-height:24px;outline:revert"
 _ARROWS = (
-    "<style>.sortable th[aria-sort=ascending] button::after{content:' \\25b2'}"
+    "<style>.sortable tbody *{white-space:nowrap}.sortable th[aria-sort=ascending] button::after{content:' \\25b2'}"
     ".sortable th[aria-sort=descending] button::after{content:' \\25bc'}</style>"
 )
 
