@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 from conftest import make_task
 from lossland import evaluation as ev
 from lossland import kernels, models, paths
+from lossland.evaluation.walks import swept
 from lossland.kernels import gpu, reference
 
 COMPILED = torch.cuda.is_available()
@@ -218,6 +220,7 @@ def test_evaluate_uses_the_kernels_on_a_gpu(net, way, monkeypatch):
         assert found.attrs["way"] == way and wanted.attrs["way"] == "reference"
         for column in ("nll", "accuracy", "ece"):
             assert (found[column] - wanted[column]).abs().max() < 1e-10
+        assert swept(net, path, 1001) == (way == "triton")
 
 
 def test_tensors_of_a_cpu_are_not_the_kernels():
@@ -265,3 +268,12 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_GPU], env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
                           capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr[-3000:]
+
+
+def test_the_benchmark_runs_in_the_interpreter():
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu_kernels", "--device", "cpu"], capture_output=True, text=True,
+                          check=False, cwd=Path(__file__).parents[1])
+    assert not done.returncode, done.stderr[-3000:]
+    keys = dict(part.split("=") for part in done.stdout.splitlines()[-1].removeprefix("RESULT gpu_kernels ").split())
+    assert {"path_ms", "dense_ms", "roofline", "many_ratio", "swaps_torch", "mix3_share"} <= keys.keys()
+    assert float(keys["fused_ieee_diff"]) < 1e-6 and float(keys["fused_bfloat16_diff"]) < 1e-2

@@ -100,7 +100,7 @@ class Walk:
 
 
 def swept(net: nn.Module, path: Path, points: int) -> bool:
-    """Say whether so many points of a path cost little more than a few: whether one compiled sweep serves all."""
+    """Say whether so many points of a path cost little more than a few: whether one compiled kernel serves all."""
     how = one_hidden(net)
     return bool(how) and all(_swept(how.as_relu(), leg, points) or Exchanges.serves(net, leg) for leg in path.legs)
 
@@ -109,7 +109,7 @@ def _swept(how: OneHidden, leg: Leg, points: int) -> bool:
     if not isinstance(leg, Mix):
         return False
     c = leg.basis(torch.linspace(0, 1, points, dtype=torch.float64))
-    return kernels.path_way(c, how.heads([how.second(point)[0] for point in leg.points]), how.activation) == "sweep"
+    return kernels.path_way(c, how.heads([how.second(point)[0] for point in leg.points]), how.activation) != "fused"
 
 
 def _interned(points: Iterator[Weights]) -> Iterator[Weights]:
