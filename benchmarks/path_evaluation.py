@@ -5,16 +5,21 @@ work: nll, hits and calibration histogram of every t on both splits. The loop is
 runs of `evaluate`, so that a drift of the machine's speed meets both alike; on all but the first shape only some of its
 parts are run, and its time is extrapolated.
 
-Keys: `ratio` plain loop / `evaluate` on a segment, `t1001` time at T = 1001 / time at T, `limit` time / that of the
-products of the images with the two first layers alone (by oneDNN, as `evaluate` does them), `cifar_ratio` on images of
-CIFAR-10's shape, `arc_ratio` and `bezier_ratio` on curves through three points.
+Keys: `ratio` plain loop / `evaluate` in float32 on a segment, `t1001` its time at T = 1001 / time at T, `limit` time /
+that of the float32 products of the images with the two first layers alone (by oneDNN, as `evaluate` does them),
+`cifar_ratio` on images of CIFAR-10's shape, `arc_ratio` and `bezier_ratio` on curves through three points, all in
+float32. `lowp_ratio` plain loop / `evaluate` as it is unless told: first layers by bytes of the weights, where the
+processor has them, else bfloat16; `bfloat16_ratio` in bfloat16; each with its largest change of nll, `_diff`, against
+float32. `lowp_cifar_ratio` the same on CIFAR-10's shape.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path as File
 
+import pandas as pd
 import torch
 from torch.func import functional_call
 
@@ -24,7 +29,7 @@ from lossland.evaluation.scoring import batches
 from lossland.kernels import class_scores
 from lossland.models import MLP, build, initial_weights
 from lossland.paths import Path, arc, bezier, segment
-from lossland.products import packed, product
+from lossland.products import bytes_pay, packed, product
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, skeleton
 
@@ -98,27 +103,34 @@ def extra_memory(net: MLP, path: Path, task: Task, points: int) -> float:
 
 
 def compare(what: str, net: MLP, path: Path, task: Task, args: argparse.Namespace, *, parts: int = 3,
-            more: dict[str, object] | None = None) -> tuple[dict[str, float], dict[str, list[float]], dict[str, str]]:
-    """Return figures, seconds and the row of the table of `evaluate` on a path, against three of so many parts of the loop."""
+            more: dict[str, object] | None = None) -> tuple[dict[str, float], dict[str, list[float]], list[dict[str, str]]]:
+    """Return figures, seconds and rows of the table of `evaluate` on a path, against three of so many parts of the loop."""
+    def ours(precision: str | None) -> Callable[[int], pd.DataFrame]:
+        return lambda i: evaluate(net, path, task, points=args.points, precision=precision)
+
     t = torch.arange(args.points, dtype=torch.float64) / (args.points - 1)
     evaluate(net, path, task.subset(100, 100), points=args.points)  # what is compiled at the first call
     seconds, results = interleaved({
         "loop": lambda i: plain_loop(net, path, task, t[i::parts]),
-        "evaluate": lambda i: evaluate(net, path, task, points=args.points),
-        **(more or {}),
+        "evaluate": ours("float32"), "lowp": ours(None if bytes_pay() and args.device == "cpu" else "bfloat16"),
+        "bfloat16": ours("bfloat16"), **(more or {}),
     }, 3)
     loop = {key: value for part in results["loop"] for key, value in part.items()}
-    ours = results["evaluate"][-1].set_index(["t", "split"])
-    nll = max(abs(ours.loc[key, "nll"] - value[0]) for key, value in loop.items())
-    accuracy = max(abs(ours.loc[key, "accuracy"] - value[1]) for key, value in loop.items())
+    full = results["evaluate"][-1]
+    at = full.set_index(["t", "split"])
+    nll = max(abs(at.loc[key, "nll"] - value[0]) for key, value in loop.items())
+    accuracy = max(abs(at.loc[key, "accuracy"] - value[1]) for key, value in loop.items())
     share = len(loop) / 2 / args.points  # of the points, both splits each
-    loop_s, ours_s = sum(seconds["loop"]) / share, median(seconds["evaluate"])
-    images = len(task.train) + len(task.test)
-    row = {"what": f"{what} ({results['evaluate'][0].attrs['way']})", "T": str(args.points),
-           "shape": f"{task.train.images[0].numel()}-{args.width}-10, {images} images",
-           "seconds": f"{ours_s:.2f}", "plain loop": f"{loop_s:.1f}" + ("" if share == 1 else f" (from {share:.0%})"),
-           "ratio": f"{loop_s / ours_s:.1f}"}
-    return {"ratio": loop_s / ours_s, "seconds": ours_s, "nll": nll, "accuracy": accuracy}, seconds, row
+    loop_s, figures, rows = sum(seconds["loop"]) / share, {"nll": nll, "accuracy": accuracy}, []
+    for name, front in (("evaluate", ""), ("lowp", "lowp_"), ("bfloat16", "bfloat16_")):
+        found, took = results[name][-1], median(seconds[name])
+        figures |= {f"{front}ratio": loop_s / took, f"{front}seconds": took,
+                    f"{front}diff": float((found.nll - full.nll).abs().max())}
+        rows.append({"what": f"{what} ({found.attrs['way']}, {found.attrs['product']})", "T": str(args.points),
+                     "shape": f"{task.train.images[0].numel()}-{args.width}-10, {len(task.train) + len(task.test)} images",
+                     "seconds": f"{took:.2f}", "plain loop": f"{loop_s:.1f}" + ("" if share == 1 else f" (from {share:.0%})"),
+                     "ratio": f"{loop_s / took:.1f}", "change of nll": f"{figures[f'{front}diff']:.1e}"})
+    return figures, seconds, rows
 
 
 def main() -> None:
@@ -135,28 +147,29 @@ def main() -> None:
     net, ends = network(tuple(args.shape), args.width, args.device)
     straight = segment(*ends[:2])
     memory = extra_memory(net, straight, task, args.points)
-    main_, seconds, row = compare("segment", net, straight, task, args, more={
-        "dense": lambda i: evaluate(net, straight, task, points=1001),
+    main_, seconds, rows = compare("segment", net, straight, task, args, more={
+        "dense": lambda i: evaluate(net, straight, task, points=1001, precision="float32"),
         "products": lambda i: products_alone(ends[:2], task)})
-    rows, curves = [row], {}
+    curves = {}
     for what, path in (("arc", arc(*ends)), ("bezier", bezier(ends))):
-        curves[what], _, row = compare(what, net, path, task, args, parts=12)
-        rows.append(row)
+        curves[what], _, more = compare(what, net, path, task, args, parts=12)
+        rows += more
     keys = {}
     if min(args.cifar) > 0:
         del task
         wide = random_task(*args.cifar, (3, 32, 32), args.device)
         net, ends = network((3, 32, 32), args.width, args.device)
-        cifar, _, row = compare("segment", net, segment(*ends[:2]), wide, args, parts=12)
-        keys = {"cifar_ratio": cifar["ratio"]}
-        rows.append(row)
+        cifar, _, more = compare("segment", net, segment(*ends[:2]), wide, args, parts=12)
+        keys = {"cifar_ratio": cifar["ratio"], "lowp_cifar_ratio": cifar["lowp_ratio"]}
+        rows += more
     print(where())
     print(table(rows))
     print(f"T = 1001: {median(seconds['dense']):.2f} s; the two products alone: {median(seconds['products']):.2f} s; "
           f"extra memory {memory:.0f} MiB")
     print(result("path_evaluation", ratio=main_["ratio"], t1001=ratio(seconds["dense"], seconds["evaluate"]),
                  limit=ratio(seconds["evaluate"], seconds["products"]), **keys, arc_ratio=curves["arc"]["ratio"],
-                 bezier_ratio=curves["bezier"]["ratio"], max_diff=max(main_["nll"], main_["accuracy"]), nll_diff=main_["nll"],
+                 bezier_ratio=curves["bezier"]["ratio"],
+                 **{key: main_[key] for key in ("lowp_ratio", "lowp_diff", "bfloat16_ratio", "bfloat16_diff")}, max_diff=max(main_["nll"], main_["accuracy"]), nll_diff=main_["nll"],
                  accuracy_diff=main_["accuracy"], seconds=main_["seconds"], extra_mib=memory, peak_gib=peak_gib(),
                  device=args.device))
 
