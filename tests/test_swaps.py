@@ -62,6 +62,7 @@ def test_before_and_after_a_swap_the_scores_are_exactly_those_of_the_network(dty
 def test_swaps_do_not_depend_on_threads(monkeypatch):
     args = swaps(200, 20, 10, 9, dtype=torch.float32)
     one = kernels.swap_scores(*args)
+    monkeypatch.setattr("lossland.kernels.scores._WORTH", 1)
     for threads in (2, 5, 64):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
         assert all(map(torch.equal, kernels.swap_scores(*args), one))

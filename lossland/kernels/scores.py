@@ -16,6 +16,7 @@ from lossland.kernels.sweep import compiled
 _LANES = 16
 _MOST = 60_000  # classes: the norms of eight images are multiplied in single precision
 _TILE = 128 * 1024  # bytes of the logits of images that meet one swap after another
+_WORTH = 2**16  # logits: fewer are scored before a thread has started
 _DTYPES = (torch.float32, torch.float64)
 
 Scores = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,7 +44,7 @@ def score(logits: Tensor, labels: Tensor, bins: int) -> Scores:
     def part(first: int, last: int, memory: tuple[Any, ...], sums: tuple[np.ndarray, ...]) -> None:
         kernel(flat, classed, (first, last, images, classes), memory, sums)
 
-    return _in_parts(part, points, (classes, bins, classed.dtype))
+    return _in_parts(part, points, (classes, bins, classed.dtype), most=logits.numel() // _WORTH)
 
 
 def exchange(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor], labels: Tensor, *,
@@ -69,7 +70,7 @@ def exchange(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor
         for start in range(0, images, tile):
             kernel(data, moves, (first, last, start, min(start + tile, images), images + more), memory, sums)
 
-    return _in_parts(part, len(pairs), (classes, bins, base.dtype))
+    return _in_parts(part, len(pairs), (classes, bins, base.dtype), most=len(pairs) * logits.numel() // _WORTH)
 
 
 def _classed(labels: Tensor, dtype: torch.dtype) -> np.ndarray:
@@ -77,10 +78,10 @@ def _classed(labels: Tensor, dtype: torch.dtype) -> np.ndarray:
     return pad(labels.to(dtype), (0, -len(labels) % _LANES)).numpy()
 
 
-def _in_parts(part: Callable[..., None], points: int, sizes: tuple[int, int, np.dtype]) -> Scores:
-    """Return sums over the networks, to which each thread adds those of its part."""
+def _in_parts(part: Callable[..., None], points: int, sizes: tuple[int, int, np.dtype], *, most: int) -> Scores:
+    """Return sums over the networks, to which each thread adds those of its part; so many threads at most."""
     every = np.zeros(points), np.zeros(points), np.zeros((points, 3, sizes[1])), np.zeros(points, bool)
-    edges = np.linspace(0, points, min(torch.get_num_threads(), points) + 1).astype(int).tolist()
+    edges = np.linspace(0, points, min(torch.get_num_threads(), points, max(1, most)) + 1).astype(int).tolist()
     ranges = list(zip(edges[:-1], edges[1:], strict=True))
     if len(ranges) == 1:
         part(*ranges[0], _memory(*sizes), every)
