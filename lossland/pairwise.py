@@ -226,7 +226,7 @@ class _Shared:
     def scored(self, precision: str | None, tick: Callable[[float], None]
                ) -> tuple[dict[Pair, pd.DataFrame], list[dict[str, str]]]:
         """Return pair -> table, and how the points were scored."""
-        first = FirstLayers(self.task, self.known.every(), precision)
+        first = FirstLayers(self.task, self.known.every(), precision, images=sum(map(len, self.splits.values())))
         jobs = [job for plan in self.plans.values() for job in plan.jobs]
         every = len(self.splits) * sum(len(job.where) for job in jobs)
         score_jobs(self.task, first, jobs, lambda done: tick(done * len(self.plans) / every))

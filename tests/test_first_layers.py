@@ -10,11 +10,17 @@ from conftest import make_task
 from lossland import models, paths
 from lossland.evaluation import evaluate
 from lossland.evaluation.first_layers import FirstLayers
+from lossland.pairwise import pairs
 from lossland.products import bytes_pay
 from lossland.tasks import Task
 from lossland.weights import Weights
 
 needs_bytes = pytest.mark.skipif(not bytes_pay(), reason="no instructions for products of bytes")
+
+
+@pytest.fixture(autouse=True)
+def few_are_worth_it(monkeypatch):
+    monkeypatch.setattr("lossland.evaluation.first_layers._WORTH", 41)  # of the test split's images alone
 
 
 def colour(shape: tuple[int, int, int] = (3, 6, 6)) -> Task:
@@ -68,6 +74,16 @@ def test_tables_say_what_was_multiplied_and_do_not_depend_on_it(shape):
     assert ((found.nll / full.nll - 1).abs() < 1e-6).all() and (found.accuracy - full.accuracy).abs().max() < 0.05
     low = evaluate(net, path, task, points=31, precision="bfloat16")
     assert low.attrs["product"] == "bfloat16" and 1e-5 < (low.nll / full.nll - 1).abs().max() < 0.1
+
+
+@needs_bytes
+def test_bytes_are_for_many_images():
+    task = colour()
+    net, (a, b) = ends(task)
+    for images, product in ((40, "float32"), (41, "int8 x 3")):
+        some = task.subset(test=images)
+        assert evaluate(net, paths.segment(a, b), some, points=9, splits=("test",)).attrs["product"] == product
+        assert pairs(net, [a, b], some, points=9, splits=("test",)).attrs["product"] == product
 
 
 def test_without_the_instructions_tables_are_made_in_float32(monkeypatch):

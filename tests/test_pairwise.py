@@ -75,9 +75,9 @@ def test_first_layers_are_multiplied_once_for_each_network_and_once_for_all_cent
     sizes = []
 
     class Counted(sharing.FirstLayers):
-        def __init__(self, task, layers, precision=None):
+        def __init__(self, task, layers, precision=None, **kwargs):
             sizes.append([len(weight) for weight, _ in layers])
-            super().__init__(task, layers, precision)
+            super().__init__(task, layers, precision, **kwargs)
 
     monkeypatch.setattr("lossland.pairwise.FirstLayers", Counted)
     pairs(NET, networks(), TASK, path=arc_to_permuted, points=3)

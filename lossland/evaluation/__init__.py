@@ -108,9 +108,9 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         seed: which images are drawn.
         exact: evaluate networks with one hidden layer by the plain loop over t that `lossland.kernels.reference`
             specifies, not by the compiled sweep, which equals it up to rounding.
-        precision: None: that of the weights; uint8 images are multiplied with first layers as bytes where the processor
-            does that fast and it is as exact. "float32": never as bytes. "bfloat16": products of numbers that are
-            rounded to 8 bits, which costs half and changes nll by some 1e-4 to 1e-2.
+        precision: None: that of the weights; of 10,000 uint8 images and more the products with first layers are made by
+            bytes where the processor does that fast and it is as exact. "float32": never by bytes. "bfloat16": products
+            of numbers that are rounded to 8 bits, which costs half and changes nll by some 1e-4 to 1e-2.
         progress: show a line.
 
     Returns:

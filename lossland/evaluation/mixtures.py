@@ -97,7 +97,8 @@ class Mixtures:
         """Score one-hidden-layer networks: the products of the images with the k first layers are shared."""
         dense, exact = self.dense, self.manner.exact
         layers = [dense.layer(dense.first, point) for point in self.points]
-        first = FirstLayers(self.task, layers, self.manner.precision or ("float32" if exact else None))
+        first = FirstLayers(self.task, layers, self.manner.precision or ("float32" if exact else None),
+                            images=sum(len(self.task.split(name)) for name in totals))
         second = [dense.second(point) for point in self.points]
         jobs = jobs_of(dense, (totals, where, coefficients), second, exact=exact)
         self.way, self.product = " + ".join(sorted({job.way for job in jobs})), first.product
