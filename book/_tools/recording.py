@@ -89,7 +89,7 @@ def named(chapter: str, scale: str, dataset: str, root: Path) -> Recording:
         ValueError: an unknown chapter; a data set that is no plain name.
     """
     if not re.fullmatch(r"[\w-]+", dataset):
-        raise ValueError(f"DATASET must be a name such as mnist, got {dataset!r}; where its files lie is said by DATA_DIR")
+        raise ValueError(f"DATASET must be a name such as mnist, got {dataset!r}; DATA_DIR says where its files lie")
     stem = find_chapter(chapter, root).stem
     bare = Recording(stem, scale, dataset)
     return next((run for run in listed(root) if run.name == bare.name), bare)
@@ -124,7 +124,8 @@ def speed(device: str, *, chunks: int = 5, steps: int = 20) -> float:
     generator = torch.Generator().manual_seed(0)
     place = torch.device("cuda" if device == "gpu" else "cpu")
     images = torch.rand(128, 784, generator=generator).to(place)
-    layers = [(torch.randn(shape, generator=generator) / 30).to(place).requires_grad_() for shape in ((2000, 784), (10, 2000))]
+    layers = [(torch.randn(shape, generator=generator) / 30).to(place).requires_grad_()
+              for shape in ((2000, 784), (10, 2000))]
     labels = (torch.arange(128) % 10).to(place)
     taken = []
     for _ in range(chunks):

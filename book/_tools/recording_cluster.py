@@ -7,13 +7,12 @@ store, through which a run goes on where the lost worker left it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import cloudpickle
 from recording import Recording
 
 WAIT = 10  # seconds for an answer of the scheduler
@@ -26,19 +25,22 @@ class Unreachable(ValueError):
     """There is no scheduler, or it has no workers."""
 
 
-def task(tools: str, fields: dict[str, Any], root: str, parameters: dict[str, str], again: bool) -> str:
-    """Make a run; it is sent to the workers by value, which need not know this module."""
-    import sys
-    from pathlib import Path
+def task() -> Callable[..., str]:
+    """Return the function that makes a run: local, so that it is sent by value to workers without this module."""
+    def make(tools: str, fields: dict[str, Any], root: str, parameters: dict[str, str], again: bool) -> str:
+        import sys
+        from pathlib import Path
 
-    if tools not in sys.path:
-        sys.path.insert(0, tools)
-    from recording import Recording
-    from recording_run import perform
+        if not Path(tools).is_dir() or not Path(root).is_dir():
+            return f"{root} is not there: all workers must see the repository under this name"
+        if tools not in sys.path:
+            sys.path.insert(0, tools)
+        from recording import Recording
+        from recording_run import perform
 
-    if not Path(root).is_dir():
-        return f"the folder {root} is not there: all workers must see the repository under this name"
-    return perform(Recording(**fields), Path(root), parameters, say=lambda line: None, again=again)
+        return perform(Recording(**fields), Path(root), parameters, say=lambda line: None, again=again)
+
+    return make
 
 
 @contextmanager
@@ -90,7 +92,6 @@ def on_cluster(runs: list[Recording], machine: Any, *, scheduler: str | None, wo
     import dask
     from distributed import KilledWorker, as_completed
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     dask.config.set({"distributed.scheduler.allowed-failures": LOST})
     whole = True
     with connected(scheduler, workers) as client:
@@ -98,7 +99,7 @@ def on_cluster(runs: list[Recording], machine: Any, *, scheduler: str | None, wo
         for run in ready:
             arguments = TOOLS, vars(run), str(machine.root.resolve()), machine.parameters(run), again
             needs = {"GPU": 1} if scheduler and run.device == "gpu" else None
-            future = client.submit(task, *arguments, key=f"{run.name}-{uuid4().hex[:8]}", pure=False, resources=needs)
+            future = client.submit(task(), *arguments, key=f"{run.name}-{uuid4().hex[:8]}", pure=False, resources=needs)
             futures[future] = run
         print(f"{len(ready)} of {len(runs)} runs for the workers of {client.scheduler.address}", flush=True)
         for count, future in enumerate(as_completed(futures), 1):

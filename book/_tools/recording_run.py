@@ -1,7 +1,8 @@
 """One recorded run: a chapter executed in its own kernel, its result put into the book when the last cell has passed.
 
 Nothing is lost when the process is killed: what is trained lies in the store, an unfinished training as a checkpoint of
-its last epoch, and the tables of `ll.evaluate` beside the notebook; the kernel ends by itself when its parent is gone. The result appears whole or not at all.
+its last epoch, and the tables of `ll.evaluate` beside the notebook; the kernel ends by itself when its parent is gone.
+The result appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Progress:
 
 
 def commit(root: Path) -> str:
-    """Return the commit of the source, with "+ changes" where package or chapters differ from it; "unknown" without git."""
+    """Return the commit, with "+ changes" where package or chapters differ from it; "unknown" without git."""
     def git(*words: str) -> str:
         found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
         return found.stdout.strip()
@@ -108,7 +109,7 @@ def prepared(run: Recording, root: Path, parameters: dict[str, Any]) -> nbformat
 
 async def _execute(notebook: nbformat.NotebookNode, root: Path, env: dict[str, str], progress: Progress,
                    seconds: float | None) -> None:
-    """Execute a notebook; on SIGINT, on SIGTERM and after so many seconds kill its kernel, which raises DeadKernelError."""
+    """Execute a notebook; on SIGINT, SIGTERM and after so many seconds kill its kernel: DeadKernelError."""
     loop, tasks = asyncio.get_running_loop(), set()
 
     def stop(why: str) -> None:
@@ -163,7 +164,7 @@ def perform(run: Recording, root: Path, parameters: dict[str, Any], *, estimate:
     Args:
         run: which.
         root: folder that holds book/.
-        parameters: of the chapter besides the scale: dataset, data_dir, device; those that it does not have are left out.
+        parameters: of the chapter besides the scale: dataset, data_dir, device; those that it lacks are left out.
         estimate: seconds, for the progress line.
         budget: seconds after which it is cut off; None: never.
         say: gets the progress line.

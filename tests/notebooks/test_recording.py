@@ -123,6 +123,15 @@ def test_a_lost_worker_s_run_is_made_by_another_and_ends_like_one_that_was_not_l
     assert "01_small-tiny-digits1: done" in said and "01_small-tiny-digits2: done" in said
 
 
+def test_workers_need_not_know_the_book_s_tools(tmp_path):
+    from distributed.protocol.pickle import dumps
+
+    code = f"import pickle; print(pickle.loads({dumps(recording_cluster.task())!r})('/none', {{}}, '/none', {{}}, False))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+                         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
+    assert run.stdout.startswith("/none is not there: all workers must see the repository"), run.stderr
+
+
 def until(holds, seconds=60):
     """Wait until something holds."""
     end = time.monotonic() + seconds
