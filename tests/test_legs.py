@@ -135,6 +135,24 @@ def test_rank_two_updates_equal_one_network_at_a_time(bias):
         assert abs(row.norm - float(to_vector(weights).norm())) < 1e-10
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_planted_permutation_is_scored_as_the_network_at_every_rest(dtype):
+    net, b, leg = stage()
+    b = {name: tensor.to(dtype) for name, tensor in b.items()}
+    planted = Path((Swaps(b, leg.layers, leg.permutations),))
+    table = ev.evaluate(net, planted, TASK, points=planted.legs[0].knots())
+    exact = ev.evaluate(net, planted, TASK, points=planted.legs[0].knots(), exact=True)
+    assert table.attrs["way"] == "swap sweep" and exact.attrs["way"] == "rank two"
+    rest = np.isclose(table.t * leg.count, np.round(table.t * leg.count))
+    for _, rows in table[rest].groupby("split"):
+        assert len(rows) == leg.count + 1
+        for column in ("nll", "accuracy", "ece"):
+            assert (rows[column] == rows[column].iloc[0]).all()
+    for column in ("nll", "accuracy", "ece"):
+        assert np.allclose(table[column], exact[column], rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-6)
+    assert not np.allclose(table[~rest].nll, table.nll.iloc[0])
+
+
 def test_tiles_change_nothing(monkeypatch):
     net, _, leg = stage()
     whole = ev.evaluate(net, Path((leg,)), TASK, points=3)
