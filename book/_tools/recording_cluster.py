@@ -108,6 +108,6 @@ def on_cluster(runs: list[Recording], machine: Any, *, scheduler: str | None, wo
             except (KilledWorker, OSError, ValueError, RuntimeError) as error:
                 said = f"{type(error).__name__}: {error}"
             whole &= said in FINE
-            print(f"{futures[future].name}: {said} ({count} of {len(runs)})", flush=True,
+            print(f"{futures[future].name}: {said} ({count} of {len(ready)})", flush=True,
                   file=sys.stdout if said in FINE else sys.stderr)
     return int(not whole)

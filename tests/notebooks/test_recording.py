@@ -70,9 +70,15 @@ def environment(folder):
     return {**os.environ, "LOSSLAND_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
 
 
-def record(folder, *flags):
-    return subprocess.run(command(folder, *flags), env=environment(folder), capture_output=True, text=True, timeout=100,
-                          stdin=subprocess.DEVNULL, check=False)
+@pytest.fixture
+def record(book, monkeypatch, capsys):
+    """Return a function that is the command in this process, and gives its exit status, output and errors."""
+    def call(*flags):
+        monkeypatch.setenv("LOSSLAND_STORE", str(book / "store"))
+        monkeypatch.setattr(sys, "argv", command(book, *flags)[1:])
+        return main(), *capsys.readouterr()
+
+    return call
 
 
 def result(folder):
@@ -86,7 +92,7 @@ def uninterrupted():
     return str(sums)
 
 
-def test_a_run_killed_at_ten_random_moments_ends_like_one_that_was_not(book):
+def test_a_run_killed_at_ten_random_moments_ends_like_one_that_was_not(book, record):
     moments = random.Random(8)
     killed = 0
     for number in range(10):
@@ -97,8 +103,8 @@ def test_a_run_killed_at_ten_random_moments_ends_like_one_that_was_not(book):
         killed += run.wait(timeout=60) != 0
         for file in book.glob("book/results/01_small/tiny-digits.json"):
             assert json.loads(file.read_text(encoding="utf-8"))["values"] == {"w": uninterrupted()}
-    last = record(book, "--next", "1", "--chapter", "1", "--scale", "tiny")
-    assert last.returncode == 0, last.stderr
+    status, _, error = record("--next", "1", "--chapter", "1", "--scale", "tiny")
+    assert status == 0, error
     assert result(book)["values"] == {"w": uninterrupted()} and killed >= 5
     steps = [int(step) for step in (book / "steps.txt").read_text().split()]
     assert sorted(set(steps)) == list(range(STEPS))
@@ -154,36 +160,36 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
             pass
 
 
-def test_the_list_says_what_is_outstanding_and_how_long_it_takes(book):
-    run = record(book)
-    assert run.returncode == 0, run.stderr
-    lines = [line.split() for line in run.stdout.splitlines() if "01_small" in line]
+def test_the_list_says_what_is_outstanding_and_how_long_it_takes(record):
+    status, said, _ = record()
+    assert status == 0
+    lines = [line.split() for line in said.splitlines() if "01_small" in line]
     assert lines == [["1", "01_small", "tiny", "digits", "6", "s"], ["2", "01_small", "laptop", "digits", "5", "min"],
                      ["3", "01_small", "gpu", "digits", "needs", "a", "GPU", "(an", "H200:", "5", "min)"]]
-    assert "an estimate" in run.stdout
-    short = record(book, "--budget", "5s")
-    assert short.returncode == 3 and "the smallest, 01_small-tiny-digits, takes about 6 s" in short.stderr
+    assert "an estimate" in said
+    status, _, error = record("--budget", "5s")
+    assert status == 3 and "the smallest, 01_small-tiny-digits, takes about 6 s" in error
 
 
-def test_a_run_that_outlasts_the_budget_is_cut_off_and_goes_on(book):
+def test_a_run_that_outlasts_the_budget_is_cut_off_and_goes_on(book, record):
     notebook = read(book / "book" / "chapters" / "01_small.ipynb")
     notebook.cells[-1].source = notebook.cells[-1].source.replace("time.sleep(0.05)", "time.sleep(0.3)")
     nbformat.write(notebook, book / "book" / "chapters" / "01_small.ipynb")
-    first = record(book, "--budget", "7s")
-    assert first.returncode == 1 and "cut off, because the budget is spent" in first.stderr
-    assert "after" in record(book).stdout
+    status, _, error = record("--budget", "7s")
+    assert status == 1 and "cut off, because the budget is spent" in error
+    assert "that were cut off" in record()[1]
     assert not list(book.glob("book/results/01_small/*.json"))
-    assert record(book, "--next", "1").returncode == 0
+    assert record("--next", "1")[0] == 0
     assert len((book / "steps.txt").read_text().split()) <= STEPS + 1
     assert result(book)["values"] == {"w": uninterrupted()} and result(book)["seconds"] > 7
 
 
-def test_a_chapter_that_fails_after_it_has_recorded_leaves_no_result(book):
+def test_a_chapter_that_fails_after_it_has_recorded_leaves_no_result(book, record):
     notebook = read(book / "book" / "chapters" / "01_small.ipynb")
     notebook.cells[-1].source = notebook.cells[-1].source.replace("0.05", "0") + "\nraise ValueError('planted failure')"
     nbformat.write(notebook, book / "book" / "chapters" / "01_small.ipynb")
-    run = record(book, "--next", "1")
-    assert run.returncode == 1 and "planted failure" in run.stderr
+    status, _, error = record("--next", "1")
+    assert status == 1 and "planted failure" in error
     assert not list(book.glob("book/results/01_small/*.json"))
     assert "planted failure" in (book / "runs/record/01_small-tiny-digits/notebook.ipynb").read_text(encoding="utf-8")
 
@@ -219,10 +225,9 @@ def test_what_is_no_time_is_refused(text):
     (("--chapter", "7", "--scale", "tiny", "--dataset", "digits"), "CHAPTER must name one chapter"),
     (("--chapter", "1", "--scale", "tiny", "--dataset", "a/mnist.npz"), "DATASET must be a name such as mnist"),
     (("--next", "0"), "NEXT must be a number of runs >= 1, got 0")])
-def test_what_cannot_be_made_is_refused_by_name(book, capsys, monkeypatch, flags, message):
-    monkeypatch.setattr(sys, "argv", ["record.py", "--root", str(book), "--factor", "1", *flags])
-    assert main() == 2
-    assert message in capsys.readouterr().err
+def test_what_cannot_be_made_is_refused_by_name(record, flags, message):
+    status, _, error = record(*flags)
+    assert status == 2 and message in error
 
 
 def test_the_file_of_a_data_set_is_preferred_to_its_name(tmp_path):
