@@ -35,7 +35,7 @@ def delete_unread(app: Sphinx, error: Exception | None) -> None:
 def plain_signatures(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:
     """Take out of the API page the elements around every word of a signature, a third of it, that nothing styles."""
     if pagename == "api" and "body" in context:
-        context["body"] = re.sub(r'<span class="pre">([^<]*)</span>', r"\1", context["body"])
+        context["body"] = re.sub(r'<span class="(?:pre|p|w)">([^<]*)</span>', r"\1", context["body"])
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from types import SimpleNamespace
 
 import accessible
 import api_reference
 import execution_cache
 import nbformat
+import offline
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
@@ -87,6 +89,23 @@ def test_a_table_that_has_a_frame_gets_no_second_one():
 
 def test_html_without_a_table_is_left_alone():
     assert accessible.accessible_tables('<svg viewBox="0 0 1 1"></svg>', "c") == '<svg viewBox="0 0 1 1"></svg>'
+
+
+def test_words_of_the_api_page_s_signatures_stand_without_elements_of_their_own():
+    context = {"body": '<span class="n"><span class="pre">t</span></span><span class="p"><span class="pre">:</span></span>'}
+    offline.plain_signatures(None, "intro", "", context, None)
+    assert "pre" in context["body"]
+    offline.plain_signatures(None, "api", "", context, None)
+    assert context["body"] == '<span class="n">t</span><span class="p">:</span>'
+
+
+def test_files_that_no_browser_reads_leave_the_site(tmp_path):
+    names = ("a.css", "a.css.map", "font.woff2", "font.ttf", "_static/locales/de.json")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    offline.delete_unread(SimpleNamespace(outdir=tmp_path), None)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.css", "font.woff2"]
 
 
 def png(size=(300, 200)):
