@@ -113,7 +113,7 @@ def compare(what: str, net: MLP, path: Path, task: Task, args: argparse.Namespac
     seconds, results = interleaved({
         "loop": lambda i: plain_loop(net, path, task, t[i::parts]),
         "evaluate": ours("float32"), "lowp": ours(None if bytes_pay() and args.device == "cpu" else "bfloat16"),
-        "bfloat16": ours("bfloat16"), **(more or {}),
+        **({"bfloat16": ours("bfloat16"), **more} if more else {}),
     }, 3)
     loop = {key: value for part in results["loop"] for key, value in part.items()}
     full = results["evaluate"][-1]
@@ -122,7 +122,7 @@ def compare(what: str, net: MLP, path: Path, task: Task, args: argparse.Namespac
     accuracy = max(abs(at.loc[key, "accuracy"] - value[1]) for key, value in loop.items())
     share = len(loop) / 2 / args.points  # of the points, both splits each
     loop_s, figures, rows = sum(seconds["loop"]) / share, {"nll": nll, "accuracy": accuracy}, []
-    for name, front in (("evaluate", ""), ("lowp", "lowp_"), ("bfloat16", "bfloat16_")):
+    for name, front in (("evaluate", ""), ("lowp", "lowp_"), ("bfloat16", "bfloat16_"))[: 3 if more else 2]:
         found, took = results[name][-1], median(seconds[name])
         figures |= {f"{front}ratio": loop_s / took, f"{front}seconds": took,
                     f"{front}diff": float((found.nll - full.nll).abs().max())}
