@@ -67,7 +67,9 @@ def summary(frame: pd.DataFrame, path: Path | Family, *, weight_decay: float = 0
         raise ValueError("frame must hold one row for each t and split, got several: pass the table of one path")
     t = np.sort(frame["t"].unique())
     steps, chord = path.steps(torch.as_tensor(t)), distance(path.point(0.0), path.point(1.0))
-    length = path.length(math.ceil((len(t) - 1) / len(path.legs)) + 1)
+    # Polygons with corners on the path: the longer one is nearer to its length. A leg of swaps has more points in the
+    # table than its share of t.
+    length = max(float(steps.sum()), path.length(math.ceil((len(t) - 1) / len(path.legs)) + 1))
     row = {"length": length, "length ratio": length / chord if chord else math.nan, "points": len(t)}
     for quantity in QUANTITIES:
         values = values_of(frame, quantity, weight_decay=weight_decay)

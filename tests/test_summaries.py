@@ -7,6 +7,7 @@ import torch
 
 from conftest import make_task
 from lossland import families, models
+from lossland.connect import connect
 from lossland.evaluation import default_points, evaluate
 from lossland.paths import chain, segment
 from lossland.summaries import summaries, summary
@@ -73,3 +74,14 @@ def test_curves_are_evaluated_at_121_points_and_other_paths_at_61():
 def test_bad_input_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_length_of_a_path_with_swaps_has_every_swap_in_it():
+    task, net = make_task(), models.build("mlp", (1, 4, 4), 3, width=17)
+    a, b = (models.initial_weights(net, torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2))
+    path = connect(net, a, b, matching="ot")
+    swaps = path.legs[1].count
+    corners = [path.point(0.0), *(path.point(0.5 + k / swaps / 2) for k in range(swaps + 1))]
+    exact = sum(distance(x, y) for x, y in zip(corners, corners[1:], strict=False))
+    found = summary(evaluate(net, path, task, points=5), path)
+    assert swaps > 10 and found["length"] == pytest.approx(exact)
