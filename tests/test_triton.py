@@ -54,7 +54,8 @@ def assert_equal_scores(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], t
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("shape", [(2, 37, 10, 5, 3), (1, 1, 1, 1, 1), (3, 130, 17, 6, 16), (4, 5, 33, 2, 17), (2, 150, 20, 3, 70), (2, 3, 40, 1, 64)])
+@pytest.mark.parametrize("shape", [(2, 37, 10, 5, 3), (1, 1, 1, 1, 1), (3, 130, 17, 6, 16), (4, 5, 33, 2, 17), (2, 150, 20, 3, 70), (2, 3, 40, 1, 64),
+                                   (2, 300, 18, 3, 10), (1, 9, 5, 2, 34)])
 def test_path_scores_equal_the_reference(shape, dtype):
     args = leg(*shape, dtype=dtype)
     assert_equal_scores(_triton.path_scores(*args), reference.path_scores(*args), TOLERANCE[dtype], ties=dtype == torch.float32)
@@ -127,7 +128,7 @@ def test_heads_mixed_in_parts_give_the_same(monkeypatch):
 
 
 def test_results_are_the_same_to_the_last_bit_every_time():
-    args = leg(2, 1100, 20, 3, 10, dtype=torch.float32)
+    args = leg(2, 1030, 3, 1, 2, dtype=torch.float32)
     for one, other in zip(_triton.path_scores(*args), _triton.path_scores(*args), strict=True):
         assert torch.equal(one, other)
 

@@ -1,8 +1,9 @@
 """Path scores on a GPU: mix, activation, second layer and class scores of T one-hidden-layer networks in one kernel.
 
-A program takes 128 images and a few points t. It walks over the units in tiles: the k features of a tile are read once
-for its points, mixed and made active in registers, and multiplied with the second layers, which `mix` has mixed before.
-Logits never leave the processor; k N n numbers are read from memory and 9 bytes per image and t are written.
+A program takes 256 images (fewer in other types) and two points t. It walks over the units in tiles: the k features of
+a tile are read once for its points, mixed and made active in registers, and multiplied with the second layers, which
+`mix` has mixed before. Logits never leave the processor; k N n numbers are read from memory, once if the caches hold
+them as long as their images are at work, and 9 bytes per image and t are written.
 
 Why a loop over t and not the sweep that the CPU has (`sweep`): by counting, for an H200 (67 TFLOP/s in float32, 4.3
 TB/s) on 70,000 images, k = 2, n = 2000, C = 10, in milliseconds (nothing of this is measured):
@@ -13,9 +14,10 @@ what                                           T = 61  T = 1001
 first layers, 0.44 TFLOP in float32               6.6       6.6
 ... in tf32 or bfloat16                             1         1
 features, 1.1 GB written and read                 0.5       0.5
-fused loop, 24 T N n operations (34 as padded)    3.1        51
-... by the instructions of its sm_90 code         6-7   100-110
-... three tf32 products, by the same                4        65
+fused loop, 24 T N n operations in float32        3.1        51
+... by the instructions of its sm_90 code         5-6    80-100
+... three tf32 products, by the same              4-5     65-80
+... bfloat16, by the same                           2        30
 sweep: 2 x 2 C n multiplications per image        0.2       0.2
 ... 3 C n / 2 additions into buckets               ~2        ~4
 ... running sums and scores, 3 C T per image      0.1       0.5
@@ -57,6 +59,7 @@ class How(NamedTuple):
     BN: int
     BK: int
     CT: int
+    CE: int  # classes beyond the tile that have one of their own, so that ten of them are 8 + 2, not 16; 0: none
     many: bool  # more classes than a tile, which then has one t
     activation: str
     precision: str
@@ -64,8 +67,25 @@ class How(NamedTuple):
 
 
 @triton.jit
+def _points(at: tl.tensor, inside: tl.tensor, along_k: tl.tensor, K: tl.constexpr, acc: tl.constexpr) -> tl.tuple:
+    points = ()
+    for j in tl.static_range(K):
+        x = tl.load(at + j * tl.cast(along_k, tl.int64), mask=inside, other=0.0)
+        points = points + (x.to(acc),)
+    return points
+
+
+@triton.jit
+def _mixed(points: tl.tuple, coefficients: tl.tensor, K: tl.constexpr) -> tl.tensor:
+    mixed = tl.load(coefficients) * points[0]
+    for j in tl.static_range(1, K):
+        mixed += tl.load(coefficients + j) * points[j]
+    return mixed
+
+
+@triton.jit
 def _logits(tensors: tl.tuple, sizes: tl.tuple, rows: tl.tensor, at: tl.tuple, how: tl.constexpr) -> tl.tuple:
-    """Return tiles of logits (b, CT) without biases: of points t0, t0 + 1, ..., rows (b,), classes c0, c0 + 1, ..."""
+    """Return tiles of logits without biases, of points t0, t0 + 1, ..., rows (b,): (b, CT) from class c0, (b, CE)."""
     features, coefficients, heads, biases, _ = tensors
     T, N, n, _, columns, _, along_k, along_n = sizes
     t0, c0 = at
@@ -73,36 +93,35 @@ def _logits(tensors: tl.tuple, sizes: tl.tuple, rows: tl.tensor, at: tl.tuple, h
     TT: tl.constexpr = how.TT
     BK: tl.constexpr = how.BK
     CT: tl.constexpr = how.CT
+    CE: tl.constexpr = how.CE
     KIND: tl.constexpr = how.activation
     PRODUCT: tl.constexpr = how.precision
     acc: tl.constexpr = biases.dtype.element_ty
     kind: tl.constexpr = features.dtype.element_ty
-    sums = ()
+    sums, beyond = (), ()
     for _ in tl.static_range(TT):
         sums = sums + (tl.zeros((rows.shape[0], CT), acc),)
-    base = features + rows[:, None].to(tl.int64) * along_n
-    classes = c0 + tl.arange(0, CT)
+        if CE:
+            beyond = beyond + (tl.zeros((rows.shape[0], CE), acc),)
+    base, classes = features + rows[:, None].to(tl.int64) * along_n, c0 + tl.arange(0, CT)
     for start in range(0, n, BK):
         units = start + tl.arange(0, BK)
         inside = (rows[:, None] < N) & (units[None, :] < n)
-        points = ()
-        for j in tl.static_range(K):
-            x = tl.load(base + units[None, :] + j * tl.cast(along_k, tl.int64), mask=inside, other=0.0)
-            points = points + (x.to(acc),)
-        more = ()
+        points = _points(base + units[None, :], inside, along_k, K, acc)
+        more, extra = (), ()
         for i in tl.static_range(TT):
             t = tl.minimum(t0 + i, T - 1)
-            mixed = tl.load(coefficients + t * K) * points[0]
-            for j in tl.static_range(1, K):
-                mixed += tl.load(coefficients + t * K + j) * points[j]
-            hidden = activated(mixed, KIND).to(kind)
-            place = t.to(tl.int64) * n * columns + units[:, None] * columns + classes[None, :]
-            head = tl.load(heads + place, mask=units[:, None] < n, other=0.0)
+            hidden = activated(_mixed(points, coefficients + t * K, K), KIND).to(kind)
+            place = t.to(tl.int64) * n * columns + units[:, None] * columns
+            head = tl.load(heads + place + classes[None, :], mask=units[:, None] < n, other=0.0)
             if how.wide:
                 hidden, head = hidden.to(acc), head.to(acc)
             more = more + (tl.dot(hidden, head, sums[i], input_precision=PRODUCT, out_dtype=acc),)
-        sums = more
-    return sums
+            if CE:
+                head = tl.load(heads + place + CT + tl.arange(0, CE)[None, :], mask=units[:, None] < n, other=0.0)
+                extra = extra + (tl.dot(hidden, head, beyond[i], input_precision=PRODUCT, out_dtype=acc),)
+        sums, beyond = more, extra
+    return sums, beyond
 
 
 @triton.jit
@@ -113,6 +132,7 @@ def _path(tensors: tl.tuple, scores: tl.tuple, sizes: tl.tuple, how: tl.constexp
     TT: tl.constexpr = how.TT
     BN: tl.constexpr = how.BN
     CT: tl.constexpr = how.CT
+    CE: tl.constexpr = how.CE
     like: tl.constexpr = biases.dtype.element_ty
     program = tl.program_id(0)
     t0 = (program % groups) * TT
@@ -124,16 +144,19 @@ def _path(tensors: tl.tuple, scores: tl.tuple, sizes: tl.tuple, how: tl.constexp
         for c0 in range(0, C, CT):
             tiles = _logits(tensors, sizes, rows, (t0, c0), how)
             classes = c0 + tl.arange(0, CT)
-            logits = tiles[0] + tl.load(biases + t0 * columns + classes)[None, :]
+            logits = tiles[0][0] + tl.load(biases + t0 * columns + classes)[None, :]
             state = look(state, logits, classes, label, C)
         keep(state, label, valid, t0.to(tl.int64) * N + rows, scores)
     else:
-        tiles = _logits(tensors, sizes, rows, (t0, 0), how)
+        tiles, beyond = _logits(tensors, sizes, rows, (t0, 0), how)
         classes = tl.arange(0, CT)
         for i in tl.static_range(TT):
             t = tl.minimum(t0 + i, T - 1)  # a point beyond the last is the last once more, with the same scores
             logits = tiles[i] + tl.load(biases + t * columns + classes)[None, :]
             state = look(fresh(label, C, like), logits, classes, label, C)
+            if CE:
+                last = CT + tl.arange(0, CE)
+                state = look(state, beyond[i] + tl.load(biases + t * columns + last)[None, :], last, label, C)
             keep(state, label, valid, t.to(tl.int64) * N + rows, scores)
 
 
@@ -177,13 +200,18 @@ def _how(features: Tensor, k: int, classes: int, points: int, *, activation: str
     """Return how the kernel is compiled, and the columns of its heads: classes, rounded up to whole tiles."""
     choose("activation", activation, ACTIVATIONS)
     choose("precision", precision, PRECISIONS)
-    width = min(64, max(16, triton.next_power_of_2(classes)))
-    tiles, exact = triton.cdiv(classes, width), features.dtype == torch.float32 and precision == "ieee"
-    most = 1 if tiles > 1 else max(1, 64 // width if exact else 32 // width)  # their sums stay in registers
-    images = 64 if features.dtype == torch.float64 or width > 32 else 128
+    exact = features.dtype == torch.float32 and precision == "ieee"
+    width = min(64, max(8 if exact else 16, triton.next_power_of_2(classes)))
+    tiles, extra = triton.cdiv(classes, width), 0
+    if exact and width // 2 < classes < width > 8:  # without tensor cores padding costs as much as classes
+        extra = triton.next_power_of_2(classes - width // 2)
+        width, extra = (width // 2, extra) if width // 2 + extra < width else (width, 0)
+    at_once = 2 if tiles == 1 and width + extra <= 16 else 1  # their sums stay in registers
+    images = 256 if exact and width + extra <= 16 else 64 if features.dtype == torch.float64 or width > 32 else 128
     units = 16 if exact or features.dtype == torch.float64 else 32
-    return How(k, min(most, triton.next_power_of_2(points)), images, units, width, tiles > 1, activation, precision,
-               wide=not features.is_cuda), tiles * width
+    how = How(k, min(at_once, triton.next_power_of_2(points)), images, units, width, extra, tiles > 1, activation,
+              precision, wide=not features.is_cuda)
+    return how, triton.cdiv(tiles * width + extra, 16) * 16
 
 
 def strided(features: Sequence[Tensor]) -> tuple[Tensor, tuple[int, int]]:
