@@ -1,6 +1,6 @@
 """Data-parallel training on several GPUs, or processes, of one machine.
 
-    torchrun --standalone --nproc-per-node 2 -m lossland.parallel train.py
+    torchrun --standalone --nproc-per-node 2 -m lossland.torchrun train.py
 
 runs an ordinary script in two processes. Training that it asks for (`ll.endpoints`, `ll.trained`, `training.fit`, ...)
 is then shared: every process draws the same batches, positions on the curve and augmentation from the same seed, works
@@ -15,13 +15,8 @@ their own in the store: the number of processes belongs to the key.
 
 from __future__ import annotations
 
-import os
-import runpy
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -143,38 +138,3 @@ def _told(said: bool) -> bool:
     flag = torch.tensor([float(said)], device="cuda" if on_gpu else "cpu")
     distributed.broadcast(flag, 0)
     return bool(flag.item())
-
-
-@contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun has started, each on a GPU of its own where there are enough.
-
-    Raises:
-        RuntimeError: torchrun has not started this process.
-    """
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        raise RuntimeError("this process was not started by torchrun: torchrun --standalone --nproc-per-node 2 "
-                           "-m lossland.parallel SCRIPT.py")
-    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    own = there >= int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if own:
-        torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if own else "gloo")
-    try:
-        yield ranks()
-    finally:
-        distributed.destroy_process_group()
-
-
-def main() -> None:
-    """Run the script that the command line names, in each of torchrun's processes."""
-    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
-        raise SystemExit("torchrun --standalone --nproc-per-node 2 -m lossland.parallel SCRIPT.py [ARGUMENTS]: "
-                         f"SCRIPT.py must be a file, got {sys.argv[1:2]}")
-    del sys.argv[0]
-    with joined():
-        runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,8 +14,9 @@ from conftest import make_task
 
 import lossland as ll
 from lossland.models import initial_weights
-from lossland.parallel import Ranks, joined
+from lossland.parallel import Ranks
 from lossland.recipes import fitted, network
+from lossland.torchrun import joined
 from lossland.training import fit
 
 SCRIPT = '''
@@ -64,11 +65,12 @@ def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "train.py").write_text(SCRIPT)
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lossland.parallel",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lossland.torchrun",
                "train.py", str(folder)]
     env = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "RuntimeWarning" not in done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], folder
 
 
@@ -105,7 +107,7 @@ def test_shares_make_up_the_batch_and_are_two_images_or_none(size, count):
 
 def test_without_torchrun_it_says_how_to_start(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RuntimeError, match="torchrun --standalone --nproc-per-node 2 -m lossland.parallel SCRIPT.py"):
+    with pytest.raises(RuntimeError, match="torchrun --standalone --nproc-per-node 2 -m lossland.torchrun SCRIPT.py"):
         with joined():
             pass
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lossland"
 
 LEVELS = [
     ["errors", "scalars", "files", "devices", "sampling", "products", "workers", "parallel"],
-    ["image_files"],
+    ["image_files", "torchrun"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
      "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
     ["layers", "tasks", "paths", "metrics", "recording", "checkpoints", "batchnorm",
