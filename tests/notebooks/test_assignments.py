@@ -30,7 +30,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(COURSE / "source", folder / "source")
     text = (COURSE / "nbgrader_config.py").read_text(encoding="utf-8")
     assert "60, 180, 5" in text
-    (folder / "nbgrader_config.py").write_text(text.replace("60, 180, 5", "30, 60, 5"), encoding="utf-8")
+    (folder / "nbgrader_config.py").write_text(text.replace("60, 180, 5", "30, 150, 10"), encoding="utf-8")
     assert build(folder) == dict.fromkeys(ASSIGNMENTS, 20)
     return folder
 
