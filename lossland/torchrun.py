@@ -1,5 +1,7 @@
 """Run a script in each of torchrun's processes; the training that it asks for they share (`lossland.parallel`).
 
+Started like this::
+
     torchrun --standalone --nproc-per-node 2 -m lossland.torchrun train.py
 """
 
