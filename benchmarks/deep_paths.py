@@ -1,21 +1,28 @@
 """The loss along one leg of deep networks: Chebyshev nodes against a plain loop over t.
 
 Networks: VGG16 (AY20's, without batch norm) and PreResNet20 with batch norm, both of the papers' widths. The leg is the
-segment between two networks with different random draws, trained for a few steps on images of CIFAR-10's shape whose classes
-can be told: PreResNet20 as a whole, VGG16 its last layer alone (without normalisation a few steps teach it nothing). Both
-losses change along the leg by tenths of nats; networks that are trained to the end would take hours.
+segment between two networks that were trained for a few steps on images of CIFAR-10's shape whose classes can be told.
+PreResNet20: two random draws, trained as a whole. VGG16: two draws that share 0.95 of their variance, as runs do that share
+their first epochs, and the last layer trained alone, because without normalisation a few steps teach the rest nothing. Both
+losses change along the leg by tenths of nats. (Between independent draws VGG16's loss leaps within a tenth of the leg from
+its ends to a plateau; there nodes are doubled.)
 
 Plain loop: 61 equidistant t; float32, images prepared once and kept in memory, in the usual layout; at each t the weights
 are mixed into a module, batch-norm statistics are reset and re-estimated in one pass over the training images, and the test
-images are scored. Some of its t are run in the batches that are faster, of those that were asked for; its time is
-extrapolated to 61. `evaluate(points=61, nodes=...)` does the same work at the nodes and is run in full; both alternate.
+images are scored. Some of its t are run, in the batches that are faster of those asked for; its time is extrapolated to 61.
 
-Difference: of nll interpolated between as many nodes, without doubling, from that of `evaluate` at all 61 t, both on fewer
-images (`--dense`), training images for batch norm included: fewer images make the curve rougher, so that this is more than
-what all of them would give. `diff_at` is measured on all images, against the plain loop at the t that it has run; with batch
-norm it has the plain loop's other batches in it, whose own statistics normalise while statistics are estimated. bfloat16's figures are those of the same call with precision="bfloat16": its time on the same images, that of its
-comparison with float32 at three t on 1000 of them (`bfloat16_error`) included. Freed memory is kept for the next request (`keep_memory`) in all of them:
-a new page for every number costs the plain loop, and batch-norm statistics, up to 2.4 times their time.
+`ratio`: plain loop / `evaluate(points=61, nodes=...)`, which does the same work at the nodes and interpolates between them; it
+is run in full between points of the plain loop. VGG16: 11 nodes in float32, because bfloat16 alone moves its loss by about
+1e-3. PreResNet20: 13 nodes in bfloat16, the comparison with float32 at three t on 1000 images (`bfloat16_error`) included.
+`float32_ratio`, `bfloat16_ratio`: with as many nodes, extrapolated from `evaluate` at the t that the plain loop has run.
+
+`diff`: of that curve, without doubling of nodes, from `evaluate`'s at all 61 t in float32, both on fewer images (column
+dense), training images for batch norm included: fewer images make the curve rougher, so that all of them would give less.
+`diff_at`: of `evaluate` in float32 from the plain loop at the t that it has run, on all images; with batch norm it has the
+plain loop's other batches in it, whose own statistics normalise while statistics are estimated.
+
+Freed memory is kept for the next request (`keep_memory`) in all of them: a new page for every number costs the plain loop,
+and batch-norm statistics, up to 2.4 times their time.
 """
 
 from __future__ import annotations
@@ -41,7 +48,9 @@ from lossland.training import Recipe, fit
 from lossland.weights import Weights, skeleton
 
 SHAPE, POINTS = (3, 32, 32), 61
+WAYS = {"vgg16": (11, None), "preresnet20": (13, "bfloat16")}  # nodes and precision with which 1e-3 is kept
 RECIPE = Recipe(epochs=3, lr=0.05, batch_size=32, schedule="constant")  # of PreResNet20
+SHARED = 0.95  # of the variance of VGG16's weights: what its two ends have in common
 
 
 def patterned_task(train: int, test: int, device: str) -> Task:
@@ -60,11 +69,12 @@ def patterned_task(train: int, test: int, device: str) -> Task:
 def end(model: str, task: Task, images: int, seed: int) -> tuple[nn.Module, Weights]:
     """Return a network and its weights: He's draws, then a few steps of training, for VGG16 of its last layer alone."""
     net = build(model, SHAPE, 10, **({"dropout": 0.0} if model == "vgg16" else {}))
-    weights = initial_weights(net, torch.Generator().manual_seed(seed), device=str(task.train.labels.device),
-                              scheme="kaiming-normal")
+    weights, common = (initial_weights(net, torch.Generator().manual_seed(number), scheme="kaiming-normal",
+                                       device=str(task.train.labels.device)) for number in (seed, 0))
     some = task.subset(train=images)
     if model != "vgg16":
         return net, fit(net, point(weights), some, RECIPE, seed=seed).family.points[0]
+    weights = {name: SHARED**0.5 * common[name] + (1 - SHARED) ** 0.5 * tensor for name, tensor in weights.items()}
     return net, {**weights, **last_layer(net, weights, some)}
 
 
@@ -82,7 +92,7 @@ def last_layer(net: nn.Module, weights: Weights, task: Task) -> Weights:
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = cross_entropy(linear(features, *head), task.train.labels) + 1e-3 * head[0].square().sum()
+        value = cross_entropy(linear(features, *head), task.train.labels) + 1e-2 * head[0].square().sum()
         value.backward()
         return value
 
@@ -138,34 +148,34 @@ def compared(model: str, images: int, dense: int, args: argparse.Namespace) -> d
     path, some = segment(a, b), torch.linspace(0.2, 0.6, args.plain_points, dtype=torch.float64).tolist()
     plain = PlainLoop(model, path, task)
     batch = min(args.batches, key=lambda size: seconds(lambda: plain(0.5, size, few=1000))[0])
+    count, precision = WAYS[model]
+    how = dict(points=POINTS, nodes=count, splits=("test",), precision=precision)
     spent = [seconds(lambda t=t: plain(t, batch)) for t in some[::2]]
-    ours, curve = seconds(lambda: evaluate(net, path, task, points=[*grid(POINTS), *some], nodes=args.nodes, splits=("test",)))
+    ours, curve = seconds(lambda: evaluate(net, path, task, **how))
     spent += [seconds(lambda t=t: plain(t, batch)) for t in some[1::2]]
-    low, curve_low = seconds(lambda: evaluate(net, path, task, points=POINTS, nodes=args.nodes, splits=("test",),
-                                              precision="bfloat16"))
-    few = dict(points=POINTS, splits=("test",), images=dense, statistics=dense, tolerance=float("inf"))
-    whole, by_nodes = (nll(evaluate(net, path, task, **few, nodes=nodes)) for nodes in (None, args.nodes))
-    return {"batch": batch, "plain": median([one for one, _ in spent]) * POINTS, "ours": ours, "bfloat16": low,
-            "nodes": curve.attrs["nodes"], "start": curve.nll.iloc[0], "end": curve.nll.iloc[-1], "top": curve.nll.max(),
-            "diff": float((whole - by_nodes[whole.index]).abs().max()), "estimate": curve.nll_error.max(),
-            "diff_at": max(abs(nll(curve)[t] - value) for t, (_, value) in zip(some[::2] + some[1::2], spent, strict=True)),
-            "bfloat16_error": curve_low.attrs["bfloat16_error"], "images": images, "dense": dense}
-
-
-def grid(points: int) -> list[float]:
-    """Return equidistant t."""
-    return torch.linspace(0, 1, points, dtype=torch.float64).tolist()
+    times, tables = zip(*(seconds(lambda p=p: evaluate(net, path, task, points=some, splits=("test",), precision=p))
+                          for p in (None, "bfloat16")), strict=True)
+    gaps = [abs(nll(tables[0])[t] - value) for t, (_, value) in zip(some[::2] + some[1::2], spent, strict=True)]
+    few = dict(splits=("test",), images=dense, statistics=dense)
+    whole = nll(evaluate(net, path, task, points=POINTS, **few))
+    by_nodes = nll(evaluate(net, path, task, **how | few, tolerance=float("inf")))
+    losses = nll(curve)
+    points = curve.attrs["nodes"]
+    return {"batch": batch, "plain": median([one for one, _ in spent]) * POINTS, "ours": ours,
+            "float32": times[0] / len(some) * points, "bfloat16": times[1] / len(some) * points, "nodes": points,
+            "start": losses.iloc[0], "top": losses.max(), "end": losses.iloc[-1], "estimate": curve.nll_error.max(),
+            "diff": float((whole - by_nodes[whole.index]).abs().max()), "diff_at": max(gaps),
+            "bfloat16_error": tables[1].attrs["bfloat16_error"], "images": images, "dense": dense}
 
 
 def main() -> None:
     """Print the table and the RESULT line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vgg-images", type=int, default=2000, help="test images of VGG16: all times are proportional")
+    parser.add_argument("--vgg-images", type=int, default=4000, help="test images of VGG16: all times are proportional")
     parser.add_argument("--resnet-images", type=int, default=10_000, help="test images of PreResNet20")
     parser.add_argument("--train", type=int, default=5000, help="training images, on which batch-norm statistics are estimated")
     parser.add_argument("--vgg-dense", type=int, default=300, help="images of the curve that is evaluated at every t")
     parser.add_argument("--resnet-dense", type=int, default=1000)
-    parser.add_argument("--nodes", type=int, default=11, help="of the leg, doubled if the estimate is above 1e-3")
     parser.add_argument("--plain-points", type=int, default=2, help="t of the plain loop that are run")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 1000], help="of the plain loop; the faster is taken")
     parser.add_argument("--steps-on", type=int, default=256, help="images on which the ends are trained")
@@ -178,9 +188,8 @@ def main() -> None:
           "from the curve at all points on fewer images (column dense)")
     print(table([{"network": name, **{key: f"{value:.4g}" for key, value in each.items()}} for name, each in found.items()]))
     keys = {f"{name}_{key}": value for name, each in found.items() for key, value in
-            {"ratio": each["plain"] / each["ours"], "diff": each["diff"], "nodes": each["nodes"],
-             "bfloat16_ratio": each["plain"] / each["bfloat16"], "bfloat16_error": each["bfloat16_error"],
-             "images": each["images"]}.items()}
+            {"ratio": each["plain"] / each["ours"], "diff": each["diff"], "float32_ratio": each["plain"] / each["float32"],
+             "bfloat16_ratio": each["plain"] / each["bfloat16"], "bfloat16_error": each["bfloat16_error"], "nodes": each["nodes"], "images": each["images"]}.items()}
     print(result("deep_paths", **keys, device=args.device))
 
 
