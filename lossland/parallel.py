@@ -4,10 +4,11 @@ This runs an ordinary script in two processes::
 
     torchrun --standalone --nproc-per-node 2 -m lossland.torchrun train.py
 
-Training that the script asks for (`ll.endpoints`, `ll.trained`, `training.fit`, ...) is then shared: every process draws the same batches, positions on the curve and augmentation from the same seed, works
-on its part of each batch, and the gradient at the sampled point, one vector whatever the number of control points, is
-added up by one all-reduce. All else the processes compute each for themselves. Within processes that torchrun has
-started, `torch.distributed.init_process_group` alone has the same effect.
+Training that the script asks for (`ll.endpoints`, `ll.trained`, `training.fit`, ...) is then shared: every process draws
+the same batches, positions on the curve and augmentation from the same seed, works on its part of each batch, and the
+gradient at the sampled point, one vector whatever the number of control points, is added up by one all-reduce. All else
+the processes compute each for themselves. Within processes that torchrun has started,
+`torch.distributed.init_process_group` alone has the same effect.
 
 The sum over a batch is the one of a single process up to rounding. Not the same are batch norm, whose statistics are
 those of a process's part of the batch, and dropout, which has a stream for every process. Such runs have entries of
