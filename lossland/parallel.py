@@ -4,7 +4,7 @@ This runs an ordinary script in two processes::
 
     torchrun --standalone --nproc-per-node 2 -m lossland.torchrun train.py
 
-Training that the script asks for (`ll.endpoints`, `ll.trained`, `training.fit`, ...) is then shared: every process draws
+Training that the script asks for (`ll.endpoints`, `ll.trained`, `training.fit`, ...) is then shared: every process has
 the same batches, positions on the curve and augmentation from the same seed, works on its part of each batch, and the
 gradient at the sampled point, one vector whatever the number of control points, is added up by one all-reduce. All else
 the processes compute each for themselves. Within processes that torchrun has started,
