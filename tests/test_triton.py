@@ -181,6 +181,12 @@ def test_logits_that_are_not_finite_are_scored_like_the_reference(row):
         assert_equal_scores(_triton_scores.class_scores(logits, labels), reference.class_scores(logits, labels))
 
 
+def test_tiles_of_classes_may_have_no_finite_logit():
+    logits, labels = draw(1, 3, 300), torch.tensor([0, 150, 299], device=DEVICE)
+    logits[..., :128] = -float("inf")  # all of the first tile
+    assert_equal_scores(_triton_scores.class_scores(logits, labels), reference.class_scores(logits, labels))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("units, images, swaps, classes", [(6, 37, 3, 5), (2, 1, 1, 1), (9, 150, 20, 10), (7, 9, 17, 70)])
 def test_swap_scores_equal_the_reference(units, images, swaps, classes, dtype):
