@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--vgg-images", type=int, default=4000, help="test images of VGG16: all times are proportional")
     parser.add_argument("--resnet-images", type=int, default=10_000, help="test images of PreResNet20")
     parser.add_argument("--train", type=int, default=5000, help="training images, on which batch-norm statistics are estimated")
-    parser.add_argument("--vgg-dense", type=int, default=300, help="images of the curve that is evaluated at every t")
+    parser.add_argument("--vgg-dense", type=int, default=600, help="images of the curve that is evaluated at every t")
     parser.add_argument("--resnet-dense", type=int, default=1000)
     parser.add_argument("--plain-points", type=int, default=2, help="t of the plain loop that are run")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 1000], help="of the plain loop; the faster is taken")
