@@ -34,7 +34,8 @@ print(time.process_time() - start, *(sum(function.stats.cache_hits.values()) for
 
 
 def said(code: str, **environment: str) -> list[str]:
-    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # as users start it
+    run = subprocess.run([sys.executable, "-c", code], env={**inherited, "OMP_NUM_THREADS": "1", **environment},
                          capture_output=True, text=True, check=True)
     return run.stdout.split()
 

@@ -20,8 +20,6 @@ from lossland.kernels import gpu, reference
 COMPILED = torch.cuda.is_available()
 DEVICE = "cuda" if COMPILED else "cpu"
 
-if not COMPILED:
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported, and for all of its parts that are imported later
 pytest.importorskip("triton")
 from lossland.kernels import _triton, _triton_scores  # noqa: E402
 
@@ -275,6 +273,13 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_A_GPU], env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
                           capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr[-3000:]
+
+
+def test_triton_was_not_imported_before_the_interpreter_was_chosen():
+    """As torchvision, imported by other tests, would: triton's own functions stay compiled ones then."""
+    from triton.language import standard
+
+    assert type(standard.zeros).__name__ == ("JITFunction" if COMPILED else "InterpretedFunction")
 
 
 def test_the_benchmark_runs_in_the_interpreter():
