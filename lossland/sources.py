@@ -148,6 +148,8 @@ def _npz(path: Path, folder: Path) -> Source:
     except _DAMAGE as error:
         raise ValueError(f"{found} must be a whole .npz file with {', '.join(KEYS)}: {error}") from error
     classes = int(arrays["y_train"].max()) + 1 if _integers(arrays["y_train"]) else 0
+    if classes == 1:
+        raise ValueError(f"{found}: y_train must have at least two classes, got no label above 0")
     train, test = _checked(str(found), arrays, classes)
     missing = np.flatnonzero(np.bincount(train[1], minlength=classes) == 0)
     if len(missing):

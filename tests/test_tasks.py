@@ -321,6 +321,7 @@ def test_file_is_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.Mo
     ("y_train", lambda y: y[:-1], "made.npz: y_train must have one label for each of the 40 images, got 39"),
     ("y_test", lambda y: y + 1, r"made.npz: y_test must have labels in 0..3, got 4"),
     ("y_test", lambda y: y.astype(int) - 1, r"made.npz: y_test must have labels in 0..3, got -1"),
+    ("y_train", lambda y: 0 * y, r"made.npz: y_train must have at least two classes, got no label above 0"),
     ("y_train", lambda y: y.astype(int) - 1, r"made.npz: y_train must have labels in 0..2, got -1"),
     ("y_train", lambda y: np.where(np.arange(40) == 3, 9, y), r"y_train must have every label .*\(9\), got no 4"),
     ("x_train", lambda x: x[:0], r"made.npz: x_train must have at least one image, got shape \(0, 6, 6\)"),
