@@ -187,6 +187,18 @@ def test_make_has_the_command():
     assert re.search(r"^assignments:.*##.*\n\t\$\(PY\) book/_tools/build_assignments.py$", text, re.MULTILINE)
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone of the repository")
+def test_what_the_commands_make_stays_out_of_the_repository():
+    made = ["release/01_clouds/01_clouds.ipynb", "downloaded/01_clouds/archive/ada_01_clouds.ipynb", "gradebook.db",
+            "downloaded/01_clouds/extracted/ada_01_clouds.ipynb", "submitted/ada/01_clouds/01_clouds.ipynb", "grades.csv",
+            "autograded/ada/01_clouds/01_clouds.ipynb", "feedback/ada/01_clouds/01_clouds.html", "gradebook.db-journal"]
+    names = [f"book/assignments/{name}" for name in made]
+    run = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == names
+    kept = subprocess.run(["git", "check-ignore", "-q", "book/assignments/source/01_clouds/01_clouds.ipynb"], cwd=ROOT, check=False)
+    assert kept.returncode == 1
+
+
 def test_folder_without_a_course_is_refused(tmp_path):
     with pytest.raises(ValueError, match="course must be a folder with nbgrader_config.py and source/, got"):
         build(tmp_path)
