@@ -34,11 +34,11 @@ class Exchanges:
         product: what the first layer was multiplied in.
     """
 
-    def __init__(self, net: nn.Module, task: Task, leg: Swaps, manner: Manner = Manner()) -> None:
+    def __init__(self, net: nn.Module, task: Task, leg: Swaps, manner: Manner = Manner(), *, images: int) -> None:
         self.net, self.task, self.leg, self.manner = one_hidden(net), task, leg, manner
         (self.writers, self.readers), = axes(leg.layers).values()
         precision = manner.precision or ("float32" if manner.exact else None)
-        self.first = FirstLayers(task, [self.net.layer(self.net.first, leg.weights)], precision)
+        self.first = FirstLayers(task, [self.net.layer(self.net.first, leg.weights)], precision, images=images)
         self.head, self.shift = self.net.second(leg.weights)
         compiled = not manner.exact and kernels.swaps_pay(self.head, self.net.activation)
         self.way, self.product = "swap sweep" if compiled else "rank two", self.first.product

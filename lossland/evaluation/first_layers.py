@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,7 +45,14 @@ class FirstLayers:
             precision: None: as the weights, by bytes where that is as exact; "float32": as the weights, never by bytes;
                 "bfloat16": images, weights and products are rounded to 8 bits.
             images: how many will come: bytes must be worth it.
+
+        Raises:
+            ValueError: for layers that read another number of pixels than images have.
         """
+        pixels, reads = math.prod(task.input_shape), layers[0][0].shape[1]
+        if reads != pixels:
+            raise ValueError(f"the first layer must take the {pixels} numbers of an input {task.input_shape} of task "
+                             f"{task.name!r}, its weight has {reads} columns")
         self.task, self.dtype = task, layers[0][0].dtype
         self._sizes = [len(weight) for weight, _ in layers]
         self.width = sum(self._sizes)

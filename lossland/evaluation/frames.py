@@ -10,7 +10,6 @@ import pandas as pd
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lossland.evaluation.arguments import naming
 from lossland.evaluation.rounds import Scored
 from lossland.evaluation.scoring import Manner, Sums
 from lossland.evaluation.subsets import Each, drawn
@@ -56,8 +55,7 @@ class Scorer:
         """
         self.bar.total = (self.bar.total or 0) + len(t) * len(self.splits)
         walk = Walk(self.net, self.task, self.splits, self.start, len(t), manner=self.manner)
-        with naming(self.net, self.task):
-            walk.along(self.path, t, self.bar.update)
+        walk.along(self.path, t, self.bar.update)
         for name, sums in walk.totals.items():
             check_sums(sums, t, name)
         self.ways |= walk.ways

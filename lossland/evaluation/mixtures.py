@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from lossland.batchnorm import Estimate, estimating
 from lossland.evaluation import scoring
+from lossland.evaluation.arguments import naming
 from lossland.evaluation.dense import one_hidden
 from lossland.evaluation.first_layers import FirstLayers
 from lossland.evaluation.reuse import PROBE, Batch, Cost, Member, Span
@@ -67,7 +68,8 @@ class Mixtures:
         self.low = manner.precision == "bfloat16"
         if self.low and self.like.dtype != torch.float32 and not self.dense:
             raise ValueError("precision='bfloat16' needs float32 weights, got "
-                             f"{str(self.like.dtype).removeprefix('torch.')}")
+                             f"{str(self.like.dtype).removeprefix('torch.')}: only networks with one hidden layer take "
+                             "other ones")
         self.product = "bfloat16" if self.low else str(self.like.dtype).removeprefix("torch.")
         # Measured on a CPU (float32, 64 to 256 images): VGG16 1.2 to 1.3 times, PreResNet20 1.2 to 2 times as fast.
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in net.modules())
@@ -76,9 +78,11 @@ class Mixtures:
     def score(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
               tick: Callable[[float], None]) -> None:
         """Add the scores of the members with coefficients (T, k) to the rows `where` (T,) of the sums of each split."""
-        if self.dense:
-            self._one_hidden(totals, where, coefficients, tick)
-            return
+        with naming(self.net, self.task):
+            (self._one_hidden if self.dense else self._one_by_one)(totals, where, coefficients, tick)
+
+    def _one_by_one(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
+                    tick: Callable[[float], None]) -> None:
         members = self._members(coefficients)
         span = self._span(members)
         cost = self._cost(span, members, self.task.split(next(iter(totals))))

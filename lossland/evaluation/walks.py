@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lossland import kernels
 from lossland.evaluation import scoring
+from lossland.evaluation.arguments import naming
 from lossland.evaluation.lengths import Lengths
 from lossland.evaluation.mixtures import Mixtures, skeletons_of
 from lossland.evaluation.dense import OneHidden, one_hidden
@@ -56,10 +57,12 @@ class Walk:
         if isinstance(leg, Mix):
             self._linear(group, tick)
         elif Exchanges.serves(self.net, leg) and not self.manner.each:
-            exchanges = Exchanges(self.net, self.task, leg, self.manner)
+            exchanges = Exchanges(self.net, self.task, leg, self.manner,
+                                  images=sum(len(self.task.split(name)) for name in self.totals))
             self.away[where] = exchanges.distances(s, self.lengths.origin)
             self.norm[where] = exchanges.distances(s, None)
-            exchanges.score(self.totals, where, s, tick)
+            with naming(self.net, self.task):
+                exchanges.score(self.totals, where, s, tick)
             self.ways.add(exchanges.way)
             self.products.add(exchanges.product)
         else:

@@ -45,7 +45,11 @@ def check_labels(labels: Tensor, images: int, classes: int, device: torch.device
                          f"{labels.device}")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 classes 0..{classes - 1}, got {labels.dtype}")
-    check_range("labels", labels, classes, "classes")
+    try:
+        check_range("labels", labels, classes, "classes")
+    except ValueError as error:
+        many = f"{classes} logit{'s' if classes > 1 else ''}"
+        raise ValueError(f"{error}: the network gives {many} for an input, it must give one for each class") from None
 
 
 def check_range(name: str, index: Tensor, end: int, what: str) -> None:
