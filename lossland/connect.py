@@ -81,12 +81,12 @@ def connect(net: nn.Module, a: Weights, b: Weights, *, matching: str | Mapping[s
     check_finite(a, "a")
     check_finite(b, "b")
     if staged_path:
-        check_match(a, b)
+        check_match(a, b, dtypes=True)
         return staged(net, a, b, task, layers=layers, matching=matching, match_on=match_on, move=move, scheme=scheme,
                       knots=knots, ridge=ridge, patches=patches, progress=progress)
     on = "rows" if scheme == "adjust" or not _is_shallow(layers) else "butterfly"
     order = _order(a, b, layers, matching, match_on or on)
-    check_match(a, b)
+    check_match(a, b, dtypes=True)
     target = permute(b, layers, order)
     path = _moved(a, target, layers, move, scheme)
     if scheme == "adjust":

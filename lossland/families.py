@@ -44,7 +44,7 @@ class Family:
             raise ValueError(f"free must flag each of the {len(self.points)} points, at least one of them True, "
                              f"got {self.free}")
         for i, point in enumerate(self.points):
-            check_match(self.points[0], point, ("points[0]", f"points[{i}]"))
+            check_match(self.points[0], point, ("points[0]", f"points[{i}]"), dtypes=True)
             check_finite(point, f"points[{i}]")
 
     @property
@@ -233,7 +233,7 @@ def _curve(kind: str, a: Weights, b: Weights, bends: int, ends: str) -> Family:
     if bends < 1:
         raise ValueError(f"bends must be >= 1 (interior control points), got {bends}")
     choose("ends", ends, ("fixed", "free"))
-    check_match(a, b)
+    check_match(a, b, dtypes=True)
     for end, name in ((a, "a"), (b, "b")):
         check_finite(end, name)
     even = linear_basis(torch.linspace(0, 1, bends + 2, dtype=torch.float64)[1:-1])

@@ -135,16 +135,16 @@ class Path:
         return leg, scaled - leg
 
     def __call__(self, t: Tensor) -> Weights:
-        """Return stacked weights with leading axis T = len(t).
+        """Return stacked weights with leading axis T = len(t) at t (T,) in [0, 1].
 
-        Args:
-            t: (T,) numbers in [0, 1].
+        Raises:
+            TypeError: for a number, which has no axis.
         """
+        if isinstance(t, (int, float)):
+            raise TypeError(f"t must be a tensor (T,), got {t!r}; one network: path.point({t!r})")
         leg, s = self.locate(torch.as_tensor(t).reshape(-1))
-        pieces = []
-        for number in leg.unique().tolist():
-            where = (leg == number).nonzero()[:, 0]
-            pieces.append((where, self.legs[number](s[where])))
+        places = [(number, (leg == number).nonzero()[:, 0]) for number in leg.unique().tolist()]
+        pieces = [(where, self.legs[number](s[where])) for number, where in places]
         order = torch.cat([where for where, _ in pieces]).argsort()
         return {name: torch.cat([piece[name] for _, piece in pieces])[order.to(pieces[0][1][name].device)]
                 for name in pieces[0][1]}
@@ -206,7 +206,7 @@ class Path:
 
 def _checked(points: Sequence[Weights], names: Sequence[str]) -> tuple[Weights, ...]:
     for point, name in zip(points, names, strict=True):
-        check_match(points[0], point, (names[0], name))
+        check_match(points[0], point, (names[0], name), dtypes=True)
         check_finite(point, name)
     return tuple(points)
 
@@ -215,7 +215,7 @@ def segment(a: Weights, b: Weights) -> Path:
     """Return the straight segment from `a` to `b`.
 
     Raises:
-        ValueError: if names or shapes differ, or a number is NaN or infinite.
+        ValueError: if names, shapes or dtypes differ, or a number is NaN or infinite.
 
     Source: AY20 Eq. (5).
     """
@@ -226,7 +226,7 @@ def arc(a: Weights, b: Weights, centre: Weights) -> Path:
     """Return the arc mu + cos(pi t / 2) (a - mu) + sin(pi t / 2) (b - mu) about `centre` = mu.
 
     Raises:
-        ValueError: if names or shapes differ, or a number is NaN or infinite.
+        ValueError: if names, shapes or dtypes differ, or a number is NaN or infinite.
 
     Source: AY20 Eq. (6). `neurons.pooled_centre` gives the centre.
     """

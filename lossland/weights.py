@@ -124,11 +124,12 @@ def _hint(net: nn.Module, extra: Sequence[str]) -> str:
     return f"; this looks like a checkpoint that holds the weights under {inside!r}" if inside else ""
 
 
-def check_match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[str, str] = ("a", "b")) -> None:
-    """Raise unless `a` and `b` have the same parameter names and shapes.
+def check_match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[str, str] = ("a", "b"), *,
+                dtypes: bool = False) -> None:
+    """Raise unless `a` and `b` have the same parameter names and shapes; and `dtypes`, where they are mixed.
 
     Raises:
-        ValueError: naming the parameter that differs, and both shapes.
+        ValueError: naming the parameter that differs, and both shapes or dtypes.
         TypeError: if one of them is not a dictionary.
     """
     first, second = names
@@ -148,6 +149,9 @@ def check_match(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[s
                 f"{first} and {second} must have the same shapes; {key!r} is {tuple(a[key].shape)} in {first} "
                 f"and {tuple(b[key].shape)} in {second}"
             )
+        if dtypes and a[key].dtype != b[key].dtype:
+            raise ValueError(f"{first} and {second} must have the same dtypes; {key!r} is {a[key].dtype} in {first} "
+                             f"and {b[key].dtype} in {second}")
 
 
 def mix(points: Sequence[Weights], coefficients: Tensor) -> Weights:
