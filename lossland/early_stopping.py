@@ -83,8 +83,7 @@ def epoch_scores(net: nn.Module, start: Weights | Family, task: Task, recipe: Re
     """
     check_task(net, task)
     start = single(net, start, "start")
-    if not check_split(task, splits):
-        raise ValueError("splits must name at least one split of the task, got none")
+    check_split(task, splits)
     device, per_epoch = task.train.images.device, batches_per_epoch(recipe, len(task.train))
     if name is None:
         name = {"net": described(net), "start": fingerprint(start, recipe.dtype)}

@@ -224,7 +224,9 @@ def _vector(value: ArrayLike | Tensor, name: str) -> np.ndarray:
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {array.shape}")
     broken = np.flatnonzero(~np.isfinite(array))
     if broken.size:
-        raise ValueError(f"{name} must be finite, got {array[broken[0]]} at position {broken[0]}")
+        nodes = "; of a table made with nodes, rows with evaluated == False have no accuracy and no ece: leave them out"
+        hint = nodes if name in ("loss", "values") and np.isnan(array[broken[0]]) else ""
+        raise ValueError(f"{name} must be finite, got {array[broken[0]]} at position {broken[0]}{hint}")
     return array
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lossland.evaluation import check_split, default_points, evaluate, grid
-from lossland.evaluation.arguments import as_path, check_task, naming, single
+from lossland.evaluation.arguments import as_path, as_points, check_task, naming, single
 from lossland.evaluation.dense import OneHidden, one_hidden
 from lossland.evaluation.first_layers import FirstLayers, check_precision
 from lossland.evaluation.frames import check_sums, framed
@@ -35,7 +36,7 @@ Layer = tuple[Tensor, Tensor | None]  # weight (n, D) and bias (n,)
 
 
 @torch.no_grad()
-def pairs(net: nn.Module, networks: Sequence[Weights], task: Task, *, path: Between = segment,
+def pairs(net: nn.Module, networks: Iterable[Weights], task: Task, *, path: Between = segment,
           points: int | Sequence[float] | Tensor | None = None, splits: Sequence[str] = ("train", "test"),
           exact: bool = False, precision: str | None = None, progress: bool = False) -> pd.DataFrame:
     """Return the tables that `evaluate` gives for the paths between all pairs of networks, in one.
@@ -50,7 +51,7 @@ def pairs(net: nn.Module, networks: Sequence[Weights], task: Task, *, path: Betw
         networks: m weights, at least two.
         task: the data.
         path: makes the path between two of the networks: `segment`, or a function of your own, such as
-            ``lambda a, b: connect(net, a, b, matching="ot", move="arc")``.
+            ``lambda a, b: connect(net, a, b, matching="ot", move="arc", task=task)``.
         points, splits, exact, precision: as `evaluate` takes them. With `exact` paths are evaluated one by one.
         progress: show a line.
 
@@ -60,29 +61,29 @@ def pairs(net: nn.Module, networks: Sequence[Weights], task: Task, *, path: Betw
         way and product as `evaluate` gives them.
 
     Raises:
-        TypeError: as `evaluate`.
+        TypeError: as `evaluate`; for a dictionary in place of the networks, or a `path` that is no function of two.
         ValueError: as `evaluate`, or for fewer than two networks.
-        FloatingPointError: if the loss is NaN or infinite somewhere; a note names the pair.
+        FloatingPointError: if the loss is NaN or infinite somewhere. A note names the pair that an error belongs to.
 
     Source: all pairs of independent optima, for which AY20 section 5 and G18 section 4 show one.
     """
     check_task(net, task)
     check_precision(precision)
-    if len(networks) < 2:
-        raise ValueError(f"networks must be at least two, got {len(networks)}")
-    networks = [single(net, weights, f"networks[{i}]") for i, weights in enumerate(networks)]
+    _check_function(path)
+    networks, points = _several(net, networks), None if points is None else as_points(points)
     chosen, dense = check_split(task, splits), None if exact else one_hidden(net)
     shared = _Shared(dense, task, chosen, networks) if dense else None
     tables, attrs = {}, []
     with tqdm(total=math.comb(len(networks), 2), desc="pairs", unit="pair", disable=not progress) as bar:
         for i, j in combinations(range(len(networks)), 2):
-            between = path(networks[i], networks[j])
-            if not (shared and shared.take((i, j), between, points)):
-                with _of_pair(i, j):
-                    tables[i, j] = evaluate(net, between, task, points=points, splits=splits, exact=exact,
-                                            precision=precision)
-                attrs.append(tables[i, j].attrs)
-                bar.update()
+            with _of_pair(i, j):
+                between = path(networks[i], networks[j])
+                if shared and shared.take((i, j), between, points):
+                    continue
+                tables[i, j] = evaluate(net, between, task, points=points, splits=splits, exact=exact,
+                                        precision=precision)
+            attrs.append(tables[i, j].attrs)
+            bar.update()
         with naming(net, task):
             found, how = shared.scored(precision, bar.update) if shared and shared.plans else ({}, [])
     tables |= found
@@ -94,6 +95,37 @@ def pairs(net: nn.Module, networks: Sequence[Weights], task: Task, *, path: Betw
     return every
 
 
+def _several(net: nn.Module, networks: Iterable[Weights]) -> list[Weights]:
+    if isinstance(networks, Mapping):
+        one = all(isinstance(value, Tensor) for value in networks.values())
+        advice = "the weights of one network" if one else "a dictionary: pass list(networks.values())"
+        raise TypeError(f"networks must be the weights of several networks, such as [a, b, c], got {advice}")
+    if not isinstance(networks, Iterable):
+        raise TypeError(f"networks must be the weights of several networks, such as [a, b, c], got "
+                        f"{type(networks).__name__}")
+    every = list(networks)
+    if len(every) < 2:
+        raise ValueError(f"networks must be at least two, got {len(every)}")
+    return [single(net, weights, f"networks[{i}]") for i, weights in enumerate(every)]
+
+
+def _check_function(path: Between) -> None:
+    """Raise unless `path` can be called with two networks."""
+    wanted = "path must be a function (a, b) -> Path such as lossland.segment"
+    if not callable(path) or isinstance(path, Path):
+        raise TypeError(f"{wanted}, got {repr(path) if isinstance(path, str) else type(path).__name__}")
+    try:
+        signature = inspect.signature(path)
+    except ValueError:  # of what is not written in Python
+        return
+    try:
+        signature.bind({}, {})
+    except TypeError as error:
+        name = getattr(path, "__name__", type(path).__name__)
+        raise TypeError(f"{wanted}, got {name}, which takes ({', '.join(signature.parameters)}): give it what else it "
+                        f"needs by lambda a, b: {name}(a, b, ...)") from error
+
+
 def _joined(*names: str) -> str:
     return " + ".join(sorted({part for name in names for part in name.split(" + ")}))
 
@@ -103,7 +135,7 @@ def _of_pair(i: int, j: int) -> Iterator[None]:
     """Add to an error which pair it belongs to."""
     try:
         yield
-    except (FloatingPointError, ValueError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         error.add_note(f"on the path from networks[{i}] to networks[{j}]")
         raise
 

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,7 +22,7 @@ from lossland.families import Family
 from lossland.paths import Mix, Path
 from lossland.tasks import Task
 from lossland.training import Checkpoint
-from lossland.weights import Weights, at, check_belongs, check_match, inner
+from lossland.weights import Weights, at, check_belongs, check_finite, check_match, inner
 
 _TRIED = 1000  # training images on which the time of a plane is measured
 _COLUMNS = 8  # of cells of networks with one hidden layer that are scored, and saved, together
@@ -37,12 +39,15 @@ class _Grid:
 
     @staticmethod
     def through(three: Sequence[Weights], cells: int | tuple[int, int], margin: float | tuple[float, float]) -> _Grid:
-        columns, rows = (cells, cells) if isinstance(cells, int) else cells
+        columns, rows = _two("cells", cells, Integral, "a whole number")
         if min(columns, rows) < 2:
             raise ValueError(f"cells must be >= 2 along x and y, got {cells}")
+        margins = _two("margin", margin, Real, "a number")
+        if not all(math.isfinite(one) and one > -0.5 for one in margins):
+            raise ValueError(f"margin must be finite and > -0.5, where no plane is left, got {margin}")
         corners = plane_coordinates(three, three)  # (3, 2)
         low, high = corners.min(0).values, corners.max(0).values
-        pad = torch.as_tensor(margin, dtype=torch.float64) * (high - low)
+        pad = torch.tensor(margins, dtype=torch.float64) * (high - low)
         x, y = (torch.linspace(float(low[i] - pad[i]), float(high[i] + pad[i]), count, dtype=torch.float64)
                 for i, count in enumerate((columns, rows)))
         spots = torch.cartesian_prod(x, y)
@@ -50,6 +55,14 @@ class _Grid:
         third = spots[:, 1] / height
         second = (spots[:, 0] - third * shift) / width
         return _Grid(corners, spots, torch.stack([1 - second - third, second, third], 1), rows)
+
+
+def _two(name: str, value: object, kind: type, what: str) -> tuple[Any, Any]:
+    """Return a number for x and one for y."""
+    two = (value, value) if isinstance(value, kind) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(two) != 2 or not all(isinstance(one, kind) and not isinstance(one, bool) for one in two):
+        raise TypeError(f"{name} must be {what}, or two of them, one for x and one for y, got {value!r}")
+    return two
 
 
 def _three(points: Mapping[str, Weights]) -> list[Weights]:
@@ -65,6 +78,8 @@ def _checked(net: nn.Module, points: Mapping[str, Weights]) -> list[Weights]:
     three = _three(points)
     for name, point in points.items():
         check_belongs(net, point, f"points[{name!r}]")
+        check_match(three[0], point, (f"points[{next(iter(points))!r}]", f"points[{name!r}]"), dtypes=True)
+        check_finite(point, f"points[{name!r}]")
     return three
 
 
@@ -97,9 +112,9 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
         `attrs["points"]`: name -> (x, y).
 
     Raises:
-        TypeError: if the points have no names.
-        ValueError: if there are not three points, they lie on one line, cells < 2, or the checkpoint holds another
-            plane.
+        TypeError: if the points have no names; for cells and a margin that are no numbers, or not two.
+        ValueError: if there are not three points, they lie on one line, are NaN or infinite or of several dtypes; for
+            cells < 2, a margin that is not finite or <= -0.5, no split, or a checkpoint of another plane.
         FloatingPointError: if the loss is NaN or infinite somewhere.
 
     Source: G18 Fig. 1, 7 and 8 and A.4.
@@ -107,7 +122,7 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
     check_task(net, task)
     three = _checked(net, points)
     grid = _Grid.through(three, cells, margin)
-    splits = list(check_split(task, (split,) if isinstance(split, str) else split))
+    splits = list(check_split(task, (split,) if isinstance(split, str) else split, "split"))
     mixtures, state = Mixtures(net, task, three), _State.of(grid, task, splits)
     state.restore(checkpoint)
     about = f" (about {plane_seconds(net, points, task, cells=cells, split=split):.0f} s)" if progress else ""

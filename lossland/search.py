@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lossland.errors import choose
 from lossland.evaluation import evaluate, nodes
-from lossland.evaluation.arguments import as_path, check_task
+from lossland.evaluation.arguments import as_path, check_task, check_tolerance, check_whole
 from lossland.evaluation.dense import one_hidden
 from lossland.evaluation.walks import swept
 from lossland.families import Family
@@ -94,11 +94,8 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
     Source: ours; the papers report the worst point of a fixed grid (AY20 section 5, G18 A.3).
     """
     choose("metric", metric, METRICS)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be > 0, got {tolerance}")
-    if most < 0:
-        raise ValueError(f"most must be >= 0, got {most}")
-
+    check_tolerance(tolerance)
+    check_whole("most", most, 0)
     check_task(net, task)
     whole = as_path(path)
     if points is None and not exact and swept(net, whole, _DENSE):

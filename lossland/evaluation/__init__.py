@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lossland.evaluation.arguments import as_path, check_task, naming, single
+from lossland.evaluation.arguments import as_path, as_points, check_task, check_whole, single
 from lossland.evaluation.first_layers import check_precision
 from lossland.evaluation.frames import Scorer, bfloat16_error, framed
 from lossland.evaluation.frames import check_sums as check_sums  # for planes, too
@@ -27,16 +27,19 @@ from lossland.tasks import Split, Task
 from lossland.weights import Weights, check_belongs, check_finite
 
 
-def check_split(task: Task, splits: Sequence[str]) -> dict[str, Split]:
+def check_split(task: Task, splits: Sequence[str], argument: str = "splits") -> dict[str, Split]:
     """Return name -> split of the task.
 
     Raises:
-        TypeError: if `splits` is one name instead of several.
-        ValueError: for a name that the task does not have.
+        TypeError: if `splits` is one name instead of several, or no names.
+        ValueError: for no name, or one that the task does not have.
     """
-    if isinstance(splits, str):
-        raise TypeError(f"splits must be a sequence of names such as ('train', 'test'), got the string {splits!r}")
-    return {name: task.split(name) for name in splits}
+    if isinstance(splits, str) or not isinstance(splits, Iterable):
+        given = f"the string {splits!r}" if isinstance(splits, str) else repr(splits)
+        raise TypeError(f"{argument} must be a sequence of names such as ('train', 'test'), got {given}")
+    if not (found := {name: task.split(name) for name in splits}):
+        raise ValueError(f"{argument} must name at least one split of the task, got none")
+    return found
 
 
 def default_points(path: Path | Family) -> int:
@@ -57,8 +60,10 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
         swaps: how many swaps of such a leg, evenly spread; None: all of them.
 
     Raises:
+        TypeError: for points that are neither a number nor several t.
         ValueError: if there are fewer than two points, or a t lies outside [0, 1].
     """
+    points = as_points(points)
     if isinstance(points, int):
         if points < 2:
             raise ValueError(f"points must be >= 2, got {points}")
@@ -67,13 +72,10 @@ def grid(path: Path, points: int | Sequence[float] | Tensor, *, swaps: int | Non
             if isinstance(leg, Swaps):
                 t = torch.cat([t[path.locate(t)[0] != number], (number + leg.knots(swaps)) / len(path.legs)]).unique()
         return t
-    if isinstance(points, str):
-        raise TypeError(f"points must be a number or the t themselves, got {points!r}")
-    t = torch.as_tensor(points, dtype=torch.float64).reshape(-1)
-    if not len(t):
+    if not len(points):
         raise ValueError("points must hold at least one t, got none")
-    path.locate(t)
-    return t
+    path.locate(points)
+    return points
 
 
 @torch.no_grad()
@@ -108,9 +110,10 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         seed: which images are drawn.
         exact: evaluate networks with one hidden layer by the plain loop over t that `lossland.kernels.reference`
             specifies, not by the compiled sweep, which equals it up to rounding.
-        precision: None: that of the weights; of 10,000 uint8 images and more the products with first layers are made by
-            bytes where the processor does that fast and it is as exact. "float32": never by bytes. "bfloat16": products
-            of numbers that are rounded to 8 bits, which costs half and changes nll by some 1e-4 to 1e-2.
+        precision: None: that of the weights; where they are float32 and 10,000 uint8 images and more are scored, all
+            splits together, the products with first layers are made by bytes if the processor does that fast and it is
+            as exact. "float32": that of the weights, float64 too, never by bytes. "bfloat16": products of numbers that
+            are rounded to 8 bits, which costs half and changes nll by some 1e-4 to 1e-2.
         progress: show a line.
 
     Returns:
@@ -134,8 +137,9 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     Raises:
         TypeError: without a task (batch-norm statistics cannot be estimated without data), a path or a network; a
             `Fit` and the weights of one network are told what to be instead.
-        ValueError: for a family over no interval; if t lies outside [0, 1], or a split is unknown or empty; for fewer
-            than three nodes or two images.
+        ValueError: for a family over no interval; if t lies outside [0, 1], or a split is unknown or empty; for no
+            split, fewer than three nodes, two images or one swap; for precision="bfloat16" and weights other than
+            float32, unless the network has one hidden layer, whose weights may be of any type.
         FloatingPointError: if the loss is NaN or infinite somewhere, naming split and t.
 
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
@@ -145,6 +149,9 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     check_nodes(nodes, tolerance)
     check_count("images", images)
     check_count("statistics", statistics)
+    check_whole("seed", seed)
+    if swaps is not None:
+        check_whole("swaps", swaps, 1)
     given, path = path, as_path(path)
     t = grid(path, default_points(given) if points is None else points, swaps=swaps).sort().values
     chosen = {name: drawn(split, images, seed) for name, split in check_split(task, splits).items()}

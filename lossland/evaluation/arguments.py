@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lossland import batchnorm
 from lossland.families import Family
@@ -32,6 +34,52 @@ def check_task(net: nn.Module, task: Task) -> None:
         why = (f"the batch-norm statistics of {names[0]!r}" + (f" and {len(names) - 1} more" if names[1:] else "") +
                ", which no weights hold, are re-estimated on its training split") if names else "its splits are scored"
         raise TypeError(f"task must be the data, a Task such as load_task('digits'): {why}; got {type(task).__name__}")
+
+
+def check_whole(name: str, value: int, least: int | None = None) -> None:
+    """Raise unless this is a whole number, no less than `least`.
+
+    Raises:
+        TypeError: for what is no whole number.
+        ValueError: for too small a one.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise unless this is a number above zero.
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for zero, what is negative, and NaN.
+    """
+    if not isinstance(tolerance, Real) or isinstance(tolerance, bool):
+        raise TypeError(f"tolerance must be a number, such as 1e-3, got {tolerance!r}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be > 0, got {tolerance}")
+
+
+def as_points(points: int | Sequence[float] | Tensor) -> int | Tensor:
+    """Return the number of points that `points` is, or the t (T,) float64 that it holds.
+
+    Raises:
+        TypeError: for one t, which must be in a list, and for what holds no numbers.
+    """
+    if getattr(points, "ndim", None) == 0:  # of torch or numpy
+        points = points.item()
+    if isinstance(points, Integral) and not isinstance(points, bool):
+        return int(points)
+    if not isinstance(points, (Real, str)):
+        try:
+            return torch.as_tensor(points, dtype=torch.float64).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    one = f": one t alone is [{points!r}]" if isinstance(points, float) and 0 <= points <= 1 else ""
+    raise TypeError("points must be a number, of equidistant t, such as 61, or the t themselves, such as [0.25, 0.5], "
+                    f"got {points!r}{one}")
 
 
 def holds_family(value: object) -> bool:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lossland.evaluation.arguments import check_tolerance, check_whole
+
 
 def check_nodes(count: int | None, tolerance: float) -> None:
     """Raise unless nodes are None or a number of them, and the tolerance is positive.
 
     Raises:
-        TypeError: for what is no whole number.
+        TypeError: for nodes that are no whole number, or a tolerance that is none.
         ValueError: for fewer than three nodes, or a tolerance that is not positive.
     """
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
-        raise TypeError(f"nodes must be a whole number, such as 13, or None for every point, got {count!r}")
-    if count is not None and count < 3:
-        raise ValueError(f"nodes must be >= 3, got {count}")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be > 0, got {tolerance}")
+    if count is not None:
+        check_whole("nodes", count, 3)
+    check_tolerance(tolerance)
 
 
 def positions(count: int) -> Tensor:

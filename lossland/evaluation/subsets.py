@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossland.evaluation.arguments import check_whole
 from lossland.evaluation.scoring import Sums
 from lossland.targets import flatten
 from lossland.tasks import Split
@@ -27,19 +28,15 @@ def check_count(name: str, count: int | None) -> None:
         TypeError: for what is no whole number.
         ValueError: for fewer than two.
     """
-    if count is None:
-        return
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{name} must be a whole number or None for all of them, got {count!r}")
-    if count < 2:
-        raise ValueError(f"{name} must be >= 2, got {count}")
+    if count is not None:
+        check_whole(name, count, 2)
 
 
 def drawn(split: Split, count: int | None, seed: int) -> Split:
     """Return some images of a split, drawn without replacement, in their order; all of them if there are no more."""
     if count is None or count >= len(split):
         return split
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(int(seed)))
     return split.rows(order[:count].sort().values.to(split.labels.device))
 
 
