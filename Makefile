@@ -86,10 +86,10 @@ bench: $(INSTALLED)  ## measure, for the page Benchmarks, on a quiet machine: ma
 	@$(PY) book/_tools/bench.py $(ONLY) $(if $(DEVICE),--device "$(DEVICE)") $(if $(OPTIONS),-- $(OPTIONS))
 
 record: $(INSTALLED)  ## list or make the recorded runs: make record [NEXT=1] [BUDGET=8m] [CHAPTER=05 SCALE=paper DATASET=mnist]
-	@$(PY) book/_tools/record.py $(if $(NEXT),--next "$(NEXT)") $(if $(BUDGET),--budget "$(BUDGET)") \
-	  $(if $(CHAPTER),--chapter "$(CHAPTER)") $(if $(SCALE),--scale "$(SCALE)") $(if $(DATASET),--dataset "$(DATASET)") \
-	  $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(DEVICE),--device "$(DEVICE)") \
-	  $(if $(SCHEDULER),--scheduler "$(SCHEDULER)") $(if $(WORKERS),--workers "$(WORKERS)")
+	@$(PY) book/_tools/record.py $(if $(NEXT),--next="$(NEXT)") $(if $(BUDGET),--budget="$(BUDGET)") \
+	  $(if $(CHAPTER),--chapter="$(CHAPTER)") $(if $(SCALE),--scale="$(SCALE)") $(if $(DATASET),--dataset="$(DATASET)") \
+	  $(if $(DATA_DIR),--data-dir="$(DATA_DIR)") $(if $(DEVICE),--device="$(DEVICE)") \
+	  $(if $(SCHEDULER),--scheduler="$(SCHEDULER)") $(if $(WORKERS),--workers="$(WORKERS)")
 
 notebooks: $(INSTALLED)  ## execute at scale tiny the chapters whose saved outputs are out of date, in place
 	$(ONE_THREAD) $(PY) book/_tools/refresh_notebooks.py --jobs $(JOBS) $(if $(ALL),--all)

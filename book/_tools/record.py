@@ -17,9 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from chapters import ROOT, find_chapter
-from recording import (Recording, budget_seconds, data_parameters, factors, listed, named, on_cpu, outstanding,
-                       spoken)
+from chapters import ROOT
+from recording import Recording, budget_seconds, data_parameters, factors, listed, on_cpu, outstanding, spoken
+from recording_checks import check_data, check_device, chosen, whole_number
 from recording_run import perform
 
 FINE = ("done", "kept", "busy")
@@ -59,23 +59,8 @@ def table(runs: list[Recording], machine: Machine) -> str:
     return "\n".join([
         "Recorded runs that are outstanding, and the time they should take here: an estimate, from the minutes in",
         f"book/record.yml and a speed test of this machine (times the reference's time: {here}).", "",
-        *(lines or ["  none"]), "", f"{done} of the list are recorded.",
+        *(lines or ["  none: all of them are recorded"]), "", f"{done} of the list are recorded.",
         "make record NEXT=1, BUDGET=8m, or CHAPTER=05 SCALE=paper DATASET=mnist, with DATA_DIR=... where the data lie"])
-
-
-def chosen(arguments: argparse.Namespace) -> tuple[list[Recording], bool]:
-    """Return the runs that the command line is about, and whether it names a single one.
-
-    Raises:
-        ValueError: an unknown chapter, or a data set that is no name.
-    """
-    names = arguments.chapter, arguments.scale, arguments.dataset
-    if all(names):
-        return [named(*names, arguments.root)], True
-    stem = find_chapter(arguments.chapter, arguments.root).stem if arguments.chapter else None
-    runs = [run for run in outstanding(arguments.root) if stem in (None, run.chapter)
-            and arguments.scale in (None, run.scale) and arguments.dataset in (None, run.dataset)]
-    return runs, False
 
 
 def say(text: str) -> None:
@@ -84,7 +69,18 @@ def say(text: str) -> None:
 
 
 def make(run: Recording, machine: Machine, *, budget: float | None = None, again: bool = False) -> str:
-    """Make one run and say how it went."""
+    """Make one run and say how it went.
+
+    Raises:
+        ValueError: its data are not there, and it was asked for by name, `again`.
+    """
+    try:
+        check_data(run.dataset, machine.data_dir, machine.root)
+    except ValueError as error:
+        if again:
+            raise
+        print(f"{run.name}: {error}", file=sys.stderr, flush=True)
+        return str(error)
     left = machine.seconds(run) or 0.0
     about = f"about {spoken(left)}" if left else "no estimate"
     print(f"{run.name}: {about}", flush=True)
@@ -121,26 +117,29 @@ def work(arguments: argparse.Namespace) -> int:
         ValueError: for what it cannot ask for.
     """
     budget = budget_seconds(arguments.budget) if arguments.budget else None
-    if arguments.next is not None and arguments.next < 1:
-        raise ValueError(f"NEXT must be a number of runs >= 1, got {arguments.next}")
-    runs, one = chosen(arguments)
+    number = whole_number("NEXT", arguments.next, "runs")
+    workers = whole_number("WORKERS", arguments.workers, "processes")
+    names = {"CHAPTER": arguments.chapter, "SCALE": arguments.scale, "DATASET": arguments.dataset}
+    runs, one = chosen(names, arguments.root)
+    if not arguments.scheduler:
+        check_device(arguments.device)
     known = {"cpu": arguments.factor} if arguments.factor else factors(arguments.root)
     machine = Machine(arguments.root, known, arguments.data_dir, arguments.device or "")
     if arguments.device == "cpu" or one:
         runs = [run if run.device in known else on_cpu(run) for run in runs]
-    if arguments.scheduler or arguments.workers:
+    if arguments.scheduler or workers:
         from recording_cluster import on_cluster
 
-        ready = [run for run in runs if arguments.scheduler or run.device in known][: arguments.next]
-        return on_cluster(ready, machine, scheduler=arguments.scheduler, workers=arguments.workers, again=one)
+        ready = [run for run in runs if arguments.scheduler or run.device in known][:number]
+        return on_cluster(ready, machine, scheduler=arguments.scheduler, workers=workers, again=one)
     if one:
         return int(make(runs[0], machine, budget=budget, again=True) not in FINE)
     if budget is not None:
-        return within_budget(runs[: arguments.next], machine, budget)
-    if arguments.next is None:
+        return within_budget(runs[:number], machine, budget)
+    if number is None:
         print(table(runs, machine))
         return 0
-    ready = [run for run in runs if run.device in known][: arguments.next]
+    ready = [run for run in runs if run.device in known][:number]
     if not ready:
         print("no outstanding run goes on this machine" if runs else "nothing is outstanding")
     return int(any([make(run, machine) not in FINE for run in ready]))
@@ -150,7 +149,7 @@ def main() -> int:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="folder that holds book/")
-    parser.add_argument("--next", type=int, help="how many of the outstanding runs are made")
+    parser.add_argument("--next", help="how many of the outstanding runs are made")
     parser.add_argument("--budget", help="time in which runs are made, such as 8m")
     parser.add_argument("--chapter", help="its number or the beginning of its name")
     parser.add_argument("--scale", help="tiny, laptop, gpu or paper")
@@ -158,7 +157,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, help="where mnist.npz or torchvision's folders lie")
     parser.add_argument("--device", help="auto, cpu or cuda (default: the chapter's)")
     parser.add_argument("--scheduler", help="address of a Dask scheduler that gives the runs to its workers")
-    parser.add_argument("--workers", type=int, help="number of workers of a cluster on this machine")
+    parser.add_argument("--workers", help="number of workers of a cluster on this machine")
     parser.add_argument("--factor", type=float, help="times the reference's time, in place of the speed test")
     arguments = parser.parse_args()
     try:

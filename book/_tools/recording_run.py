@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,8 @@ from recording import Recording, spoken
 
 TICK, QUIET = 2.0, 60.0  # seconds between two looks at the clock, and between two lines about the same cell
 CUT_OFF, INTERRUPTED = "cut off", "interrupted"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+LINES = 8  # of a traceback that are shown; the notebook has all of it
 Say = Callable[[str], None]
 
 
@@ -194,6 +197,12 @@ def perform(run: Recording, root: Path, parameters: dict[str, Any], *, estimate:
         lock.release()
 
 
+def last_lines(text: str) -> str:
+    """Return the last lines of a traceback, without colours."""
+    lines = [line.rstrip() for line in COLOUR.sub("", text).splitlines()]
+    return "\n".join([line for line in lines if line][-LINES:])
+
+
 def _attempt(run: Recording, root: Path, staging: Path, notebook: nbformat.NotebookNode,
              limits: tuple[float, float | None, Say]) -> str:
     estimate, budget, say = limits
@@ -213,7 +222,9 @@ def _attempt(run: Recording, root: Path, staging: Path, notebook: nbformat.Noteb
         if progress.stopped == INTERRUPTED:
             raise KeyboardInterrupt from error
         return progress.stopped or "the kernel died (out of memory, or stopped from outside)"
-    except (CellExecutionError, ValueError) as error:
+    except CellExecutionError as error:
+        return f"a cell failed, see {run.work(root).relative_to(root) / 'notebook.ipynb'}\n{last_lines(str(error))}"
+    except ValueError as error:
         return str(error)
     finally:
         if not run.result(root).is_file():
