@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -59,6 +60,8 @@ def test_version_of_the_package_is_the_project_s():
 def test_everything_installed_is_pinned():
     if Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("this Python is not the .venv that `make` installs")
-    installed = {canonicalize_name(found.name): found.version.split("+")[0] for found in distributions()}
+    # Not sys.path: setuptools puts a folder of its own copies there, once something has imported it.
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    installed = {canonicalize_name(found.name): found.version.split("+")[0] for found in distributions(path=folders)}
     ours = {name: found for name, found in installed.items() if name not in ("pip", "lossland")}
     assert not {name: found for name, found in ours.items() if PINNED.get(name) != found}
