@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lossland.evaluation import check_split, check_sums
+from lossland.evaluation.dense import one_hidden
 from lossland.evaluation.lengths import Lengths
 from lossland.evaluation.mixtures import Mixtures
 from lossland.evaluation.scoring import Sums, check_task
@@ -123,7 +124,7 @@ def plane(net: nn.Module, points: Mapping[str, Weights], task: Task, *, cells: i
     three = _checked(net, points)
     grid = _Grid.through(three, cells, margin)
     splits = list(check_split(task, (split,) if isinstance(split, str) else split, "split"))
-    mixtures, state = Mixtures(net, task, three), _State.of(grid, task, splits)
+    mixtures, state = Mixtures(net, task, three, dense=one_hidden(net)), _State.of(grid, task, splits)
     state.restore(checkpoint)
     about = f" (about {plane_seconds(net, points, task, cells=cells, split=split):.0f} s)" if progress else ""
     count, step = len(grid.spots), grid.column * (_COLUMNS if mixtures.dense else 1)  # cells
@@ -193,7 +194,7 @@ def plane_seconds(net: nn.Module, points: Mapping[str, Weights], task: Task, *, 
     names = check_split(task, (split,) if isinstance(split, str) else split)
     names = ["train" if name == "train" else "test" for name in names]  # a validation split is about as large
     small = task.subset(*(max(1, round(share * len(task.split(name)))) for name in ("train", "test")))
-    mixtures = Mixtures(net, small, three)
+    mixtures = Mixtures(net, small, three, dense=one_hidden(net))
     column = torch.arange(min(grid.column * _COLUMNS, len(grid.spots)) if mixtures.dense else min(grid.column, 4))
     seconds = []
     for _ in range(2):  # the first run also compiles and allocates

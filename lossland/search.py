@@ -98,7 +98,8 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
     check_whole("most", most, 0)
     check_task(net, task)
     whole = as_path(path)
-    if points is None and not exact and swept(net, whole, _DENSE):
+    dense = one_hidden(net)
+    if points is None and not exact and swept(dense, whole, _DENSE):
         points = _DENSE
 
     def scored(where: int | Sequence[float] | Tensor | None, number: int, **how: Any) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
 
     ways: set[str] = set()
     mixed = all(isinstance(leg, Mix) for leg in whole.legs)
-    if points is None and metric == "nll" and mixed and not exact and one_hidden(net) is None:
+    if points is None and metric == "nll" and mixed and not exact and dense is None:
         table, grid, tops = _smooth(scored, whole, tolerance, most)
     else:
         table = grid = scored(points, 0)

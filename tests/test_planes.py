@@ -13,6 +13,7 @@ from conftest import make_task
 from lossland import families, models, paths
 from lossland.batchnorm import refresh
 from lossland.evaluation import predict
+from lossland.evaluation.dense import one_hidden
 from lossland.evaluation.mixtures import Mixtures
 from lossland.evaluation.scoring import Manner, Sums
 from lossland.planes import in_plane, plane, plane_seconds
@@ -73,7 +74,7 @@ def test_rows_of_cells_are_segments_whose_scores_are_those_of_the_reference(cell
     second = (spots[:, 0] - third * corners[2, 0]) / corners[1, 0]
     c = torch.from_numpy(np.stack([1 - second - third, second, third], 1))
     sums = {split: Sums.zeros(len(c)) for split in ("train", "test")}
-    Mixtures(net, TASK, list(points.values()), manner=Manner(exact=True)).score(sums, torch.arange(len(c)), c, lambda n: None)
+    Mixtures(net, TASK, list(points.values()), dense=one_hidden(net), manner=Manner(exact=True)).score(sums, torch.arange(len(c)), c, lambda n: None)
     for split in sums:
         found, wanted = table[table["split"] == split], sums[split].columns(len(TASK.split(split)))
         for column in ("nll", "accuracy", "ece"):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lossland import kernels
 from lossland.evaluation import scoring
-from lossland.evaluation.dense import one_hidden
+from lossland.evaluation.dense import OneHidden
 from lossland.evaluation.first_layers import FirstLayers
 from lossland.evaluation.scoring import Manner, Sums
 from lossland.layers import axes, gather
@@ -34,8 +34,8 @@ class Exchanges:
         product: what the first layer was multiplied in.
     """
 
-    def __init__(self, net: nn.Module, task: Task, leg: Swaps, manner: Manner = Manner(), *, images: int) -> None:
-        self.net, self.task, self.leg, self.manner = one_hidden(net), task, leg, manner
+    def __init__(self, net: OneHidden, task: Task, leg: Swaps, manner: Manner = Manner(), *, images: int) -> None:
+        self.net, self.task, self.leg, self.manner = net, task, leg, manner
         (self.writers, self.readers), = axes(leg.layers).values()
         precision = manner.precision or ("float32" if manner.exact else None)
         self.first = FirstLayers(task, [self.net.layer(self.net.first, leg.weights)], precision, images=images)
@@ -44,11 +44,11 @@ class Exchanges:
         self.way, self.product = "swap sweep" if compiled else "rank two", self.first.product
 
     @staticmethod
-    def serves(net: nn.Module, leg: object) -> bool:
+    def serves(net: OneHidden | None, leg: object) -> bool:
         """Say whether points of this leg can be evaluated so."""
-        if not isinstance(leg, Swaps) or not (how := one_hidden(net)):
+        if net is None or not isinstance(leg, Swaps):
             return False
-        return [(one.module, one.pre_norm) for one in leg.layers] == [(how.first, None), (how.head, None)]
+        return [(one.module, one.pre_norm) for one in leg.layers] == [(net.first, None), (net.head, None)]
 
     def score(self, totals: Mapping[str, Sums], where: Tensor, s: Tensor, tick: Callable[[float], None]) -> None:
         """Add the scores of the points at s (T,) to the rows `where` (T,) of the sums of each split."""

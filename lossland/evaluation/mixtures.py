@@ -14,7 +14,7 @@ from torch.func import functional_call
 from lossland.batchnorm import Estimate, estimating
 from lossland.evaluation import scoring
 from lossland.evaluation.arguments import naming
-from lossland.evaluation.dense import one_hidden
+from lossland.evaluation.dense import OneHidden
 from lossland.evaluation.first_layers import FirstLayers
 from lossland.evaluation.reuse import PROBE, Batch, Cost, Member, Span
 from lossland.evaluation.scoring import Manner, Sums, batches
@@ -48,8 +48,8 @@ class Mixtures:
     """Members of the span of k fixed points, evaluated together.
 
     Work that depends only on parameters which are one and the same tensor in all points is done once for each batch of
-    images, and so are, for each of the k points, the products of the first layers that differ. Networks with one hidden
-    layer run in a kernel of their own.
+    images, and so are, for each of the k points, the products of the first layers that differ. Networks that compute as
+    `dense` says (`one_hidden`) run in a kernel of their own.
 
     Attributes:
         way: "sweep" or "fused" (`kernels.path_way`), "reference" (exact), "shared prefix" (some parameters do not
@@ -58,15 +58,15 @@ class Mixtures:
             scoring.
     """
 
-    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, fused: bool = True,
+    def __init__(self, net: nn.Module, task: Task, points: Sequence[Weights], *, dense: OneHidden | None = None,
                  manner: Manner = Manner(), skeletons: tuple[nn.Module, nn.Module] | None = None) -> None:
         self.net, self.task, self.points, self.manner = net, task, tuple(points), manner
         self.moving = Mix(self.points, lambda s: s).moving()
-        self.dense = one_hidden(net) if fused else None
-        self.way = "fused" if self.dense else "one by one"
+        self.dense = dense
+        self.way = "fused" if dense else "one by one"
         self.like = next(iter(self.points[0].values()))
         self.low = manner.precision == "bfloat16"
-        if self.low and self.like.dtype != torch.float32 and not self.dense:
+        if self.low and self.like.dtype != torch.float32 and not dense:
             raise ValueError("precision='bfloat16' needs float32 weights, got "
                              f"{str(self.like.dtype).removeprefix('torch.')}: only networks with one hidden layer take "
                              "other ones")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lossland import kernels
 from lossland.evaluation import scoring
 from lossland.evaluation.arguments import naming
-from lossland.evaluation.lengths import Lengths
-from lossland.evaluation.mixtures import Mixtures, skeletons_of
 from lossland.evaluation.dense import OneHidden, one_hidden
 from lossland.evaluation.exchanges import Exchanges
+from lossland.evaluation.lengths import Lengths
+from lossland.evaluation.mixtures import Mixtures, skeletons_of
 from lossland.evaluation.scoring import Manner, Sums
 from lossland.evaluation.subsets import Each
 from lossland.paths import Leg, Mix, Path
@@ -43,21 +43,21 @@ class Walk:
         self.totals = {name: Each.of(points, len(task.split(name))) if manner.each else Sums.zeros(points)
                        for name in splits}
         self.ways, self.products = set[str](), set[str]()
-        self.skeletons = skeletons_of(net)
+        self.skeletons, self.dense = skeletons_of(net), one_hidden(net)
 
     def along(self, path: Path, t: Tensor, tick: Tick) -> None:
         """Score the points of a path at t (T,)."""
         leg, s = path.locate(t)
         pieces = [(path.legs[i], where := (leg == i).nonzero()[:, 0], s[where]) for i in leg.unique().tolist()]
-        for group in groups(pieces) if not one_hidden(self.net) else [[piece] for piece in pieces]:
+        for group in groups(pieces) if self.dense is None else [[piece] for piece in pieces]:
             self._score(group, tick)
 
     def _score(self, group: Sequence[Piece], tick: Tick) -> None:
         leg, where, s = group[0]
         if isinstance(leg, Mix):
             self._linear(group, tick)
-        elif Exchanges.serves(self.net, leg) and not self.manner.each:
-            exchanges = Exchanges(self.net, self.task, leg, self.manner,
+        elif Exchanges.serves(self.dense, leg) and not self.manner.each:
+            exchanges = Exchanges(self.dense, self.task, leg, self.manner,
                                   images=sum(len(self.task.split(name)) for name in self.totals))
             self.away[where] = exchanges.distances(s, self.lengths.origin)
             self.norm[where] = exchanges.distances(s, None)
@@ -84,8 +84,9 @@ class Walk:
                 coefficients[start : start + len(s), places[id(point)]] += c[:, i]
             self.away[where], self.norm[where] = self.lengths.of(leg.points, c)
             start += len(s)
-        mixtures = Mixtures(self.net, self.task, list(points.values()), fused=not self.manner.each,
-                            manner=self.manner, skeletons=self.skeletons)
+        dense = None if self.manner.each else self.dense
+        mixtures = Mixtures(self.net, self.task, list(points.values()), dense=dense, manner=self.manner,
+                            skeletons=self.skeletons)
         self._scored(mixtures, rows, coefficients, tick)
 
     def _any(self, leg: Leg, where: Tensor, s: Tensor, tick: Tick) -> None:
@@ -93,7 +94,7 @@ class Walk:
         points = list(_interned(at(leg(one[None]), 0) for one in s))
         for row, point in zip(where.tolist(), points, strict=True):
             self.away[row], self.norm[row] = (x[0] for x in self.lengths.of([point], torch.ones(1, 1)))
-        mixtures = Mixtures(self.net, self.task, points, fused=False, manner=self.manner, skeletons=self.skeletons)
+        mixtures = Mixtures(self.net, self.task, points, manner=self.manner, skeletons=self.skeletons)
         self._scored(mixtures, where, torch.eye(len(points), dtype=torch.float64), tick)
 
     def _scored(self, mixtures: Mixtures, where: Tensor, coefficients: Tensor, tick: Tick) -> None:
@@ -102,10 +103,10 @@ class Walk:
         self.products.add(mixtures.product)
 
 
-def swept(net: nn.Module, path: Path, points: int) -> bool:
+def swept(dense: OneHidden | None, path: Path, points: int) -> bool:
     """Say whether so many points of a path cost little more than a few: whether one compiled kernel serves all."""
-    how = one_hidden(net)
-    return bool(how) and all(_swept(how.as_relu(), leg, points) or Exchanges.serves(net, leg) for leg in path.legs)
+    return dense is not None and all(_swept(dense.as_relu(), leg, points) or Exchanges.serves(dense, leg)
+                                     for leg in path.legs)
 
 
 def _swept(how: OneHidden, leg: Leg, points: int) -> bool:

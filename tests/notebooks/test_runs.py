@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
-from chapters import ONE_THREAD, chapters, parameter_names, read
+from chapters import ONE_THREAD, chapters, parameter_names, parameters_cell, read
+from click.testing import CliRunner
+from papermill.cli import papermill as command_line
 
 # A chapter's runs go to one worker: the later ones find what the first one trained in that worker's store.
 CHAPTERS = [pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem)) for path in chapters()]
@@ -62,29 +65,33 @@ def test_one_seed_works_or_is_refused_by_name(tmp_path, chapter, store):
     assert run.returncode == 0 or "ValueError: n_seeds" in run.stderr, run.stderr[-4000:]
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_wrong_parameter_name_is_refused_with_the_nearest(tmp_path, chapter, store):
-    run = papermill(tmp_path, chapter, store, "-p", "epoch", "3")
+REFUSED = [pytest.param("epoch", 3, "did you mean 'epochs'", id="wrong name"),
+           pytest.param("progress", "false", "'progress' must be bool", id="string for a boolean"),
+           pytest.param("scale", "laptops", "did you mean 'laptop'", id="unknown scale")]
+
+
+@pytest.mark.parametrize("name, value, words", REFUSED)
+def test_papermill_shows_what_a_chapter_refuses(tmp_path, name, value, words, store):
+    run = papermill(tmp_path, chapters()[0], store, "-y", yaml.safe_dump({name: value}))
     assert run.returncode != 0
-    assert "did you mean 'epochs'" in run.stderr
+    assert words in run.stderr
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_string_for_a_boolean_is_refused(tmp_path, chapter, store):
-    run = papermill(tmp_path, chapter, store, "-r", "progress", "false")
-    assert run.returncode != 0
-    assert "'progress' must be bool" in run.stderr
+@pytest.mark.parametrize("name, value, words", REFUSED)
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+def test_wrong_parameters_are_refused_before_anything_starts(chapter, name, value, words):
+    cells = [cell for cell in read(chapter).cells if cell.cell_type == "code"]
+    start = cells.index(parameters_cell(read(chapter)))
+    known = {"__name__": "__main__"}
+    for cell in cells[: start + 1]:
+        exec(cell.source, known)
+    known[name] = value
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        exec(cells[start + 1].source, known)
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_unknown_scale_is_refused_with_the_nearest(tmp_path, chapter, store):
-    run = papermill(tmp_path, chapter, store, "-p", "scale", "laptops")
-    assert run.returncode != 0
-    assert "did you mean 'laptop'" in run.stderr
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
 def test_papermill_explains_the_parameters(chapter):
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(chapter)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert not [name for name in parameter_names(chapter) if f"{name}:" not in run.stdout]
+    shown = CliRunner().invoke(command_line, ["--help-notebook", str(chapter)])
+    assert shown.exit_code == 0
+    assert not [name for name in parameter_names(chapter) if f"{name}:" not in shown.output]
