@@ -15,6 +15,7 @@ from lossland.ensembles import fge, wa_ensemble
 from lossland.evaluation import evaluate, predict
 from lossland.families import Family, bezier, chain, line, point, simplex
 from lossland.figures import plot_path, plot_plane
+from lossland.figures.slider import slider
 from lossland.layers import Layer, permute, verify
 from lossland.metrics import barrier
 from lossland.neurons import pooled_centre
@@ -22,7 +23,6 @@ from lossland.paths import Path, arc, join, segment, through_origin
 from lossland.planes import plane
 from lossland.recipes import endpoints, network, recipe_for, trained
 from lossland.search import worst
-from lossland.slider import slider
 from lossland.store import Store
 from lossland.subspaces import subspace
 from lossland.tables import results_table, table

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lossland.devices import device_name
 from lossland.errors import choose
-from lossland.flow_training import VERSION, FlowDiverged, fit_bijection, fit_likelihood
-from lossland.flows import Flow, restored
+from lossland.flows import Flow, FlowDiverged, fit_bijection, fit_likelihood, restored
+from lossland.flows.training import VERSION
 from lossland.layers import axes, gather
 from lossland.store import Checkpoint, Store
 from lossland.tasks import Task

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lossland import ensemble_figures as figures
-from lossland.pictures import Picture
+from lossland.figures import ensembles as figures
+from lossland.figures.pictures import Picture
 
 
 def _members(count: int = 4) -> pd.DataFrame:

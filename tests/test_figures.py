@@ -12,8 +12,9 @@ import torch
 from matplotlib.patches import Ellipse
 from PIL import Image
 
-from lossland import contours, figures, pictures, tables
-from lossland.slider import Slider, slider
+from lossland import figures, tables
+from lossland.figures import pictures, planes
+from lossland.figures.slider import Slider, slider
 
 T = np.linspace(0, 1, 21)
 
@@ -165,10 +166,10 @@ def test_rows_of_a_plane_may_come_in_any_order() -> None:
 
 def test_a_missing_cell_is_masked_and_so_is_nan_and_infinity() -> None:
     frame = _plane()
-    _, _, whole = contours._cells(frame, "nll")
+    _, _, whole = planes._cells(frame, "nll")
     assert not whole.mask.any()
     frame.loc[5, "nll"], frame.loc[7, "nll"] = np.nan, np.inf
-    _, _, holes = contours._cells(frame.drop(index=20), "nll")
+    _, _, holes = planes._cells(frame.drop(index=20), "nll")
     assert [tuple(place) for place in np.argwhere(holes.mask)] == [(0, 5), (0, 7), (1, 5)]
     assert figures.plot_plane(frame.drop(index=20)).png() != figures.plot_plane(_plane()).png()
 

@@ -6,8 +6,7 @@ from torch.testing import assert_close
 
 from conftest import make_task
 from lossland import learned, models
-from lossland.flow_training import fit_bijection, fit_likelihood
-from lossland.flows import Flow, realnvp
+from lossland.flows import Flow, fit_bijection, fit_likelihood, realnvp
 from lossland.layers import axes, gather
 from lossland.learned import learned_flow, units_of
 from lossland.store import Store

@@ -8,8 +8,8 @@ import torch
 from conftest import make_task
 from lossland import connect, figures, models
 from lossland.evaluation import evaluate
+from lossland.figures.stages import STATES, plot_stages, stage_states
 from lossland.paths import segment
-from lossland.stage_figures import STATES, plot_stages, stage_states
 
 TASK = make_task(shape=(1, 4, 4))
 NET = models.MLP(TASK.input_shape, 3, widths=(5, 4, 6))

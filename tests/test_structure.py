@@ -19,18 +19,17 @@ PACKAGE = ROOT / "lossland"
 LEVELS = [
     ["errors", "scalars", "files", "devices", "sampling", "products", "workers", "parallel"],
     ["image_files", "torchrun"],
-    ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules", "pictures",
-     "tables", "records", "least_squares", "patches", "invertible", "bases", "units", "normalisation"],
+    ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules",
+     "tables", "records", "least_squares", "patches", "bases", "units", "normalisation"],
     ["layers", "tasks", "paths", "metrics", "recording", "checkpoints", "batchnorm",
      "published"],
     ["residual", "recurrent", "neurons", "families", "corruptions", "layout", "initial"],
     ["models", "features", "tracing", "flat", "identity", "draws", "regularisers", "requests"],
-    ["flows", "adjust", "legs", "descent", "refit"],
+    ["adjust", "legs", "descent", "refit"],
     ["archive", "stages", "evaluation", "training"],
-    ["flow_training", "recipes", "planes", "pairwise", "search", "connectors", "summaries", "contours", "stage_figures",
-     "ensemble_figures", "ensembles", "subspace_figures"],
-    ["many", "connect", "learned", "branching", "early_stopping", "robustness", "midpoint_figures", "subspaces"],
-    ["figures", "slider", "integral", "__init__"],
+    ["flows", "recipes", "planes", "pairwise", "search", "connectors", "summaries", "ensembles"],
+    ["many", "connect", "learned", "branching", "early_stopping", "robustness", "subspaces"],
+    ["figures", "integral", "__init__"],
 ]
 """A module imports only from lower levels, never from its own; `__init__` alone may import from all."""
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lossland import families
-from lossland import midpoint_figures as midpoints
-from lossland import subspace_figures as lines
-from lossland.pictures import Picture
+from lossland.figures import midpoints
+from lossland.figures import subspaces as lines
+from lossland.figures.pictures import Picture
 from lossland.training import Fit
 
 T = np.linspace(0, 1, 11)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from lossland.batchnorm import fresh_buffers, norms
-from lossland.flows import Flow
+from lossland.flows.maps import Flow
 from lossland.layers import axes, gather, scatter
 from lossland.paths import arc_basis
 from lossland.sampling import stream_seed

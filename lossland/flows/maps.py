@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lossland.errors import choose
-from lossland.invertible import IAF, RealNVP
+from lossland.flows.invertible import IAF, RealNVP
 from lossland.paths import arc_basis
 from lossland.weights import Weights, check_finite, check_match, weights_of
 

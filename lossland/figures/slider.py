@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from lossland.errors import choose
-from lossland.pictures import COLOURS, DASHES, METRICS, STYLE, WIDTH, canvas, legend, read, settle
+from lossland.figures.pictures import COLOURS, DASHES, METRICS, STYLE, WIDTH, canvas, legend, read, settle
 
 # Units of the drawing: on a phone, 360 pixels wide, 14 of them are 12.6 pixels.
 _WIDE, _LEFT, _RIGHT, _TOP, _PANEL, _GAP, _BOTTOM = 400, 52, 14, 24, 112, 34, 44

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossland.errors import choose
-from lossland.pictures import DASHES, METRICS, STYLE, WIDTH, Picture, canvas, legend, pairs, read, settle
+from lossland.figures.pictures import DASHES, METRICS, STYLE, WIDTH, Picture, canvas, legend, pairs, read, settle
 
 _FLATTEST = 1 / 7  # height over width that is drawn to scale
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossland.errors import choose
-from lossland.pictures import COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, settle
+from lossland.figures.pictures import COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, settle
 from lossland.training import Fit
 
 SCORES = ("accuracy", "error", "nll", "ece")

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lossland.errors import choose
-from lossland.pictures import COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, read, settle
+from lossland.figures.pictures import (COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, read,
+                                       settle)
 
 SCORES = ("error", "accuracy", "nll", "ece")
 GROWTH = {"members": "members", "epoch": "training time (epochs)"}

@@ -1,8 +1,4 @@
-"""Figures of the book: metrics along paths, planes through weight space, clouds of units.
-
-Every function returns a `lossland.pictures.Picture`, a Matplotlib figure that needs neither pyplot nor a display.
-Lines differ in dash and marker as well as in colour, so that no figure needs colour vision.
-"""
+"""Figures of paths: a metric along them, clouds of units at several points."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,12 +12,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lossland.contours import plot_plane
 from lossland.errors import choose
-from lossland.pictures import (COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, pairs, read,
-                               settle)
+from lossland.figures.pictures import (COLOURS, DASHES, MARKERS, METRICS, STYLE, WIDTH, Picture, canvas, legend, pairs,
+                                       read, settle)
 
-__all__ = ["BANDS", "plot_clouds", "plot_path", "plot_plane"]
+__all__ = ["BANDS", "plot_clouds", "plot_path"]
 
 BANDS = ("range", "deviation", "none")
 _REPEATS = ("pair", "seed")

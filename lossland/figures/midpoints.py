@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossland.errors import choose
-from lossland.pictures import COLOURS, DASHES, METRICS, STYLE, WIDTH, Picture, canvas, legend, settle
-from lossland.subspace_figures import SCORES, Repeats, joined, levels, look, over_repeats
+from lossland.figures.pictures import COLOURS, DASHES, METRICS, STYLE, WIDTH, Picture, canvas, legend, settle
+from lossland.figures.subspaces import SCORES, Repeats, joined, levels, look, over_repeats
 
 AGAINST = {"points": "m (number of control points)", "noise": "training labels drawn at random (%)", "epochs": "epochs",
            "severity": "severity of the corruption"}

@@ -7,7 +7,7 @@ import torch
 from matplotlib.patches import Patch, Rectangle
 
 from lossland.errors import choose
-from lossland.pictures import STYLE, WIDTH, Picture, canvas, legend, settle
+from lossland.figures.pictures import STYLE, WIDTH, Picture, canvas, legend, settle
 from lossland.stages import Staged
 
 STATES = {  # state -> (letters in the cell, colour, colour of the letters, what the legend says)
