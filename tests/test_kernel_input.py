@@ -46,7 +46,7 @@ KERNELS: dict[str, tuple[Callable[..., tuple], Callable[..., dict], str]] = {
 
 
 def cast(value: object, change: Callable[[Tensor], Tensor]) -> object:
-    """Return the value with all its floating-point tensors changed, but for coefficients and how far swaps are."""
+    """Return the value with all its floating-point tensors changed."""
     if isinstance(value, Tensor):
         return change(value) if value.is_floating_point() else value
     return [cast(one, change) for one in value]
@@ -63,8 +63,8 @@ def first(args: dict[str, object], name: str, change: Callable[[Tensor], Tensor]
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_gradients_are_refused_where_they_are_recorded(name):
-    kernel, make, main = KERNELS[name]
-    args = changed(make(), lambda one: one.clone().requires_grad_())
+    kernel, make, _ = KERNELS[name]
+    args = {key: cast(value, lambda one: one.clone().requires_grad_()) for key, value in make().items()}
     with pytest.raises(ValueError, match="_scores gives no gradients: call it under torch.no_grad"):
         kernel(**args)
     with torch.no_grad():
@@ -93,6 +93,31 @@ def test_what_is_no_floating_point_tensor_is_refused(name, change):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+def test_what_is_no_tensor_is_refused(name):
+    kernel, make, _ = KERNELS[name]
+    args = make()
+    for key in args.keys() & {"coefficients", "swaps", "labels"}:
+        lists = (args[key][0].tolist(), args[key][1]) if key == "swaps" else args[key].tolist()
+        with pytest.raises(TypeError, match=f"_scores takes tensors, got {{'{'pairs' if key == 'swaps' else key}': 'list'}}"):
+            kernel(**{**args, key: lists})
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_there_must_be_bins(name):
+    """With none a compiled kernel would write beside its histogram."""
+    kernel, make, _ = KERNELS[name]
+    for bins in (0, -1):
+        with pytest.raises(ValueError, match=f"bins must be >= 1, got {bins}"):
+            kernel(**make(), bins=bins)
+    nll, hits, histogram = kernel(**make(), bins=1)
+    assert histogram.shape == (len(nll), 3, 1) and (histogram[:, 0] == 23).all() and torch.equal(histogram[:, 2, 0], hits)
+
+
+NEEDED = {"paths": "at least one (point and one t|image, unit and class), got .*0",
+          "swaps": "at least one image, unit, class and network", "class scores": "at least one network, image and class"}
+
+
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("size", ["points", "images", "classes", "units"])
 def test_what_is_empty_is_refused(name, size):
     if (name, size) == ("class scores", "units"):
@@ -106,8 +131,13 @@ def test_what_is_empty_is_refused(name, size):
         cut = {"heads": lambda one: one[:0], "head": lambda one: one[:0], "biases": lambda one: one[:0],
                "logits": lambda one: one[..., :0] if name == "class scores" else one[:0]}
         args = {key: cast(value, cut.get(key, lambda one: one)) for key, value in args.items()}
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=NEEDED.get(name.removesuffix(" of tanh"), NEEDED["paths"])):
         kernel(**args)
+
+
+def test_paths_through_no_point_are_refused():
+    with pytest.raises(ValueError, match="at least one point and one t, got k=0, T=5"):
+        kernels.path_scores([], torch.zeros(5, 0), [], [], torch.arange(3))
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -124,16 +154,23 @@ def test_labels_that_are_no_classes_are_refused(name, labels, message):
         kernel(**{**make(), "labels": labels})
 
 
+def spread(one: Tensor) -> Tensor:
+    """Return the tensor with a gap behind every number."""
+    return one.repeat_interleave(2, -1)[..., ::2]
+
+
+def turned(one: Tensor) -> Tensor:
+    """Return the tensor with its first axis innermost."""
+    return one.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
 @pytest.mark.parametrize("name", KERNELS)
-def test_memory_may_have_gaps(name):
+@pytest.mark.parametrize("gaps", [spread, turned, lambda one: turned(spread(one).mT).mT if one.ndim > 1 else one])
+def test_memory_may_have_gaps(name, gaps):
     kernel, make, _ = KERNELS[name]
     args = make()
-    gaps = {key: cast(value, lambda one: one.repeat_interleave(2, -1)[..., ::2].mT.contiguous().mT if one.ndim > 1 else
-                      one.repeat_interleave(2)[::2]) if key != "swaps" else
-            (value[0].T.contiguous().T, value[1].repeat_interleave(2)[::2]) for key, value in args.items()}
-    gaps["labels"] = args["labels"].repeat_interleave(2)[::2]
-    assert not gaps["labels"].is_contiguous()
-    for one, other in zip(kernel(**gaps), kernel(**args), strict=True):
+    apart = {key: gaps(value) if isinstance(value, Tensor) else [gaps(one) for one in value] for key, value in args.items()}
+    for one, other in zip(kernel(**apart), kernel(**args), strict=True):
         assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
@@ -158,7 +195,8 @@ def test_nan_is_a_loss_that_is_nan_and_never_a_hit(name):
     if "swaps" in name:  # what the network in place gave is NaN, too
         args["logits"] = torch.full_like(args["logits"], float("nan"))
     nll, hits, histogram = kernel(**args)
-    assert nll.isnan().all() and not hits.any() and not histogram[:, 2].any() and (histogram[:, 0].sum(-1) == 23).all()
+    assert nll.isnan().all() and not hits.any() and not histogram[:, 2].any()
+    assert (histogram[:, 0, 0] == 23).all() and not histogram[:, 0, 1:].any()
 
 
 @pytest.mark.parametrize("name", KERNELS)

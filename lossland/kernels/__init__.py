@@ -63,10 +63,10 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
 
     Raises:
         ValueError: if shapes, dtypes or devices differ, there is nothing to do (k, N, n, C or T = 0), labels are no
-            classes, or gradients are asked for.
+            classes, there are no bins, or gradients are asked for.
     """
     features, heads, biases = list(features), list(heads), list(biases)
-    _check_path(features, coefficients, heads, biases, labels)
+    _check_path(features, coefficients, heads, biases, labels, bins)
     way = "reference" if exact else path_way(coefficients, heads, activation)
     if way == "triton":
         from lossland.kernels import _triton
@@ -79,8 +79,7 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
                                      scored=class_scores)
     if way != "sweep":
         return reference.path_scores(features, coefficients, heads, biases, labels, bins=bins, activation=activation)
-    features, heads, biases = ([one.detach().contiguous() for one in part] for part in (features, heads, biases))
-    nll, hits, histogram, left = path_sweep(features, coefficients, heads, biases, labels.contiguous(), bins=bins)
+    nll, hits, histogram, left = path_sweep(features, coefficients, heads, biases, labels, bins=bins)
     if left.any():
         rest = reference.path_scores([one[left] for one in features], coefficients, heads, biases, labels[left],
                                      bins=bins)
@@ -104,19 +103,18 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> Scores:
         ValueError: if shapes do not fit, there is nothing to do (T, N or C = 0), labels are no classes, or gradients
             are asked for.
     """
-    check_tensors("class_scores", {"logits": logits})
-    if logits.ndim != 3 or not logits.numel() or bins < 1:
-        raise ValueError(f"logits must be (T, N, C) of at least one network, image and class, and bins >= 1, got "
-                         f"{tuple(logits.shape)} and {bins}")
-    check_labels(labels, *logits.shape[1:], logits.device)
-    logits = (logits.float() if logits.itemsize < 4 else logits).detach()
+    check_tensors("class_scores", {"logits": logits}, {"labels": labels})
+    if logits.ndim != 3 or not logits.numel():
+        raise ValueError(f"logits must be (T, N, C) of at least one network, image and class, got {tuple(logits.shape)}")
+    check_labels(labels, *logits.shape[1:], logits.device, bins)
+    logits = logits.float() if logits.itemsize < 4 else logits
     if gpu.serves(logits):
         from lossland.kernels import _triton_scores
 
         return _triton_scores.class_scores(logits, labels, bins)
     if not scores.serves(logits, logits.shape[-1]):
         return reference.class_scores(logits, labels, bins)
-    found = scores.score(logits.contiguous(), labels, bins)
+    found = scores.score(logits, labels, bins)
     return _mended(found, lambda bad: reference.class_scores(logits[bad], labels, bins))
 
 
@@ -148,19 +146,17 @@ def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Ten
 
     Raises:
         ValueError: if shapes, dtypes or devices differ, there is nothing to do (N, n, C or T = 0), labels are no
-            classes, pairs no units, or gradients are asked for.
+            classes, pairs no units, there are no bins, or gradients are asked for.
     """
-    _check_swaps(logits, features, head, swaps, labels)
-    logits, features, head = (one.detach() for one in (logits, features, head))
-    pairs, u = (one.detach().to(features.device) for one in swaps)
+    _check_swaps(logits, features, head, swaps, labels, bins)
+    pairs, u = (one.to(features.device) for one in swaps)
     if exact or not swaps_pay(head, activation):
         return reference.swap_scores(logits, features, head, (pairs, u), labels, bins=bins, activation=activation)
     if logits.device.type != "cpu":
         from lossland.kernels import _triton_scores
 
         return _triton_scores.swap_scores(logits, features, head, (pairs, u), labels, bins=bins)
-    whole = logits.contiguous(), features.contiguous(), head, (pairs.contiguous(), u)
-    found = scores.exchange(*whole, labels, bins=bins)
+    found = scores.exchange(logits, features, head, (pairs, u), labels, bins=bins)
     return _mended(found, lambda bad: reference.swap_scores(logits, features, head, (pairs[bad], u[bad]), labels,
                                                             bins=bins))
 
@@ -175,16 +171,16 @@ def _mended(found: tuple[Tensor, ...], again: Callable[[Tensor], Scores]) -> Sco
 
 
 def _check_path(features: list[Tensor], coefficients: Tensor, heads: list[Tensor], biases: list[Tensor],
-                labels: Tensor) -> None:
-    k = coefficients.shape[-1] if coefficients.ndim else 0
+                labels: Tensor, bins: int) -> None:
     parts = {"features": features, "heads": heads, "biases": biases}
+    named = {f"{name}[{i}]": one for name, part in parts.items() for i, one in enumerate(part)}
+    check_tensors("path_scores", named, {"coefficients": coefficients, "labels": labels})
+    k = coefficients.shape[-1] if coefficients.ndim else 0
     if coefficients.ndim != 2 or {len(part) for part in parts.values()} != {k}:
         raise ValueError(f"coefficients {tuple(coefficients.shape)} must be (T, k), with k features, heads and biases; "
                          f"got {len(features)}, {len(heads)} and {len(biases)}")
     if not (k and len(coefficients)):
         raise ValueError(f"there must be at least one point and one t, got k={k}, T={len(coefficients)}")
-    named = {f"{name}[{i}]": one for name, part in parts.items() for i, one in enumerate(part)}
-    check_tensors("path_scores", named, {"coefficients": coefficients})
     (images, units), classes = (features[0].shape[0], features[0].shape[-1]), heads[0].shape[0]
     wanted = [(images, units)] * k + [(classes, units)] * k + [(classes,)] * k
     if [tuple(one.shape) for one in named.values()] != wanted:
@@ -192,13 +188,14 @@ def _check_path(features: list[Tensor], coefficients: Tensor, heads: list[Tensor
                          f"{[tuple(one.shape) for one in named.values()]}")
     if not (images and units and classes):
         raise ValueError(f"there must be at least one image, unit and class, got {images}, {units}, {classes}")
-    check_labels(labels, images, classes, features[0].device)
+    check_labels(labels, images, classes, features[0].device, bins)
 
 
 def _check_swaps(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor],
-                 labels: Tensor) -> None:
+                 labels: Tensor, bins: int) -> None:
     pairs, u = swaps
-    check_tensors("swap_scores", {"logits": logits, "features": features, "head": head}, {"u": u})
+    check_tensors("swap_scores", {"logits": logits, "features": features, "head": head},
+                  {"pairs": pairs, "u": u, "labels": labels})
     shapes = [tuple(one.shape) for one in (logits, features, head, pairs, u)]
     if [len(shape) for shape in shapes] != [2, 2, 2, 2, 1] or shapes[2] != (len(logits), len(features)) or (
             shapes[0][1] != shapes[1][1] or shapes[3] != (len(u), 2)):
@@ -209,4 +206,4 @@ def _check_swaps(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Te
     if pairs.dtype != torch.int64:
         raise ValueError(f"swaps must be int64 units 0..{len(features) - 1}, got {pairs.dtype}")
     check_range("swaps", pairs, len(features), "units")
-    check_labels(labels, logits.shape[1], len(logits), logits.device)
+    check_labels(labels, logits.shape[1], len(logits), logits.device, bins)

@@ -28,18 +28,22 @@ def check_tensors(name: str, tensors: Mapping[str, Tensor], free: Mapping[str, T
     if len(set(kinds.values())) > 1:
         shown = {key: f"{dtype} on {device}" for key, (dtype, device) in kinds.items()}
         raise ValueError(f"arguments of {name} must be of one dtype on one device, got {shown}")
-    if not next(iter(tensors.values())).is_floating_point():
+    if not all(one.is_floating_point() for one in tensors.values()):
         raise ValueError(f"{name} takes floating-point numbers, got {next(iter(kinds.values()))[0]}")
     if torch.is_grad_enabled() and any(one.requires_grad for one in every.values()):
         raise ValueError(f"{name} gives no gradients: call it under torch.no_grad(), or detach its arguments")
 
 
-def check_labels(labels: Tensor, images: int, classes: int, device: torch.device) -> None:
-    """Raise unless labels (N,) are classes of N images, on their device; on a GPU their values are not looked at.
+def check_labels(labels: Tensor, images: int, classes: int, device: torch.device, bins: int) -> None:
+    """Raise unless labels (N,) are classes of N images, on their device, and there are bins to count them in.
+
+    On a GPU the values of labels are not looked at.
 
     Raises:
         ValueError: naming what they are.
     """
+    if bins < 1:
+        raise ValueError(f"bins must be >= 1, got {bins}")
     if labels.shape != (images,) or labels.device.type != device.type:
         raise ValueError(f"labels must be ({images},), one for each image, on {device}, got {tuple(labels.shape)} on "
                          f"{labels.device}")

@@ -88,7 +88,7 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> Scores:
     log_norm = logits.logsumexp(dim=-1)  # (T, N)
     chosen = logits.gather(-1, labels.expand(points, images)[..., None])[..., 0]
     top, guess = logits.max(dim=-1)
-    hit = (guess == labels) & ~chosen.isnan() & ~top.isnan()
+    hit = (guess == labels) & ~top.isnan()
     confidence = (top - log_norm).exp().double()
     which = (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
     which = torch.where(confidence.isnan(), 0, which)

@@ -33,13 +33,13 @@ def score(logits: Tensor, labels: Tensor, bins: int) -> Scores:
     The sums of those that have are of no use.
 
     Args:
-        logits: (T, N, C), contiguous.
+        logits: (T, N, C).
         labels: (N,) int64 classes.
         bins: of the histogram.
     """
     points, images, classes = logits.shape
     kernel, classed = compiled("_tally").scores, _classed(labels, logits.dtype)
-    flat = logits.numpy().reshape(-1)
+    flat = logits.contiguous().numpy().reshape(-1)  # of evenly spaced numbers numpy makes a view with gaps
 
     def part(first: int, last: int, memory: tuple[Any, ...], sums: tuple[np.ndarray, ...]) -> None:
         kernel(flat, classed, (first, last, images, classes), memory, sums)
@@ -52,7 +52,7 @@ def exchange(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor
     """Return the sums of `reference.swap_scores`, and which of the T networks (T,) bool have logits not finite.
 
     Args:
-        logits: (C, N), contiguous, as all that follow.
+        logits: (C, N).
         features: (n, N).
         head: (C, n).
         swaps: pairs (T, 2) int64, and u (T,).
@@ -60,17 +60,16 @@ def exchange(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor
         bins: of the histogram.
     """
     (classes, images), more = logits.shape, -logits.shape[1] % _LANES
-    base, z = ((pad(one, (0, more)) if more else one).numpy().reshape(-1) for one in (logits, features))
-    pairs, u = swaps
-    moves, classed = (pairs.numpy(), u.to(logits.dtype).numpy()), _classed(labels, logits.dtype)
-    data = (z, base, head.T.contiguous().numpy().reshape(-1)), classed
+    arrays = *(pad(one, (0, more)) if more else one for one in (features, logits)), head.T
+    data = tuple(one.contiguous().numpy().reshape(-1) for one in arrays), _classed(labels, logits.dtype)
+    pairs, u = swaps[0].contiguous().numpy(), swaps[1].to(logits.dtype).contiguous().numpy()
     kernel, tile = compiled("_tally").swaps, max(1, _TILE // (classes * logits.itemsize * 128)) * 128
 
     def part(first: int, last: int, memory: tuple[Any, ...], sums: tuple[np.ndarray, ...]) -> None:
         for start in range(0, images, tile):
-            kernel(data, moves, (first, last, start, min(start + tile, images), images + more), memory, sums)
+            kernel(data, (pairs, u), (first, last, start, min(start + tile, images), images + more), memory, sums)
 
-    return _in_parts(part, len(pairs), (classes, bins, base.dtype), most=len(pairs) * logits.numel() // _WORTH)
+    return _in_parts(part, len(pairs), (classes, bins, u.dtype), most=len(pairs) * logits.numel() // _WORTH)
 
 
 def _classed(labels: Tensor, dtype: torch.dtype) -> np.ndarray:

@@ -55,7 +55,7 @@ def leg_of(coefficients: Tensor) -> Leg | None:
     It knows segments (k = 2, sums > 0) and, for k = 3, arcs about a centre (cos, sin, 1 - cos - sin, a quarter turn at
     most) and quadratic Bezier curves. The points may come in any order, and more than once.
     """
-    c, close = coefficients.detach().double().cpu(), _CLOSE.get(coefficients.dtype, 0.0)
+    c, close = coefficients.double().cpu(), _CLOSE.get(coefficients.dtype, 0.0)
     if c.shape[-1] == 2 and bool((c.sum(1) > 0).all()):
         tau = c[:, 1] / c.sum(1)
         order = tau.argsort(stable=True)
@@ -94,7 +94,7 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
     The sums do not depend on the number of threads, `torch.get_num_threads()`, but for the rounding of float64.
 
     Args:
-        features: k tensors (N, n), contiguous.
+        features: k tensors (N, n).
         coefficients: (T, k) of a leg that `leg_of` knows.
         heads: k tensors (C, n).
         biases: k tensors (C,).
@@ -109,7 +109,7 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
     kernels = compiled("_cpu")
     sweep = kernels.sweep_two if len(features) == 2 else kernels.sweep_three
     arguments = _arguments(leg, coefficients, heads, biases)
-    data = tuple(one.numpy().reshape(-1) for one in features), labels.numpy()
+    data = tuple(one.contiguous().numpy().reshape(-1) for one in features), labels.contiguous().numpy()
     points, images = len(coefficients), len(labels)
     left = np.zeros(images, bool)
     edges = np.linspace(0, images, min(torch.get_num_threads(), images) + 1).astype(int).tolist()
@@ -137,7 +137,7 @@ def _arguments(leg: Leg, coefficients: Tensor, heads: Sequence[Tensor], biases: 
     halvings find that number.
     """
     dtype, (classes, units) = heads[0].dtype, heads[0].shape
-    c = coefficients.detach().double().cpu()[leg.order]
+    c = coefficients.double().cpu()[leg.order]
     k, more, rows = c.shape[1], -classes % _LANES, -len(c) % _LANES
     products = torch.stack([c[:, i] * c[:, j] for i in range(k) for j in range(i, k)], 1)
     lanes = [pad(head.T, (0, more)).reshape(units, -1, _LANES) for head in heads]  # (n, groups, 16)
