@@ -105,7 +105,8 @@ def class_scores(logits: Tensor, labels: Tensor, bins: int = 20) -> Scores:
     """
     check_tensors("class_scores", {"logits": logits}, {"labels": labels})
     if logits.ndim != 3 or not logits.numel():
-        raise ValueError(f"logits must be (T, N, C) of at least one network, image and class, got {tuple(logits.shape)}")
+        raise ValueError("logits must be (T, N, C) of at least one network, image and class, got "
+                         f"{tuple(logits.shape)}")
     check_labels(labels, *logits.shape[1:], logits.device, bins)
     logits = logits.float() if logits.itemsize < 4 else logits
     if gpu.serves(logits):
