@@ -2,9 +2,11 @@
 
 from time import monotonic
 
+from nbclient.exceptions import DeadKernelError
 from nbformat import from_dict
 from nbgrader.api import Gradebook
-from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, DeduplicateIds, OverwriteCells, OverwriteKernelspec
+from nbgrader.converters import Autograde
+from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, DeduplicateIds, Execute, OverwriteCells, OverwriteKernelspec
 
 
 class RestoreCells(OverwriteCells):
@@ -45,7 +47,7 @@ class Patience:
     cell, notebook, least, end = 60, 180, 5, 0.0
 
     @classmethod
-    def start(cls, **_):
+    def start(cls):
         """Begin with a notebook."""
         cls.end = monotonic() + cls.notebook  # of the class: a configuration is copied
 
@@ -55,15 +57,45 @@ class Patience:
         return round(max(cls.least, min(cls.cell, cls.end - monotonic())))
 
 
+class ExecuteToTheEnd(Execute):
+    """Run a notebook; where a cell ends the kernel, with `exit()` or for want of memory, run it again without this cell."""
+
+    def preprocess(self, nb, resources, km=None):
+        """Return the notebook with outputs, errors in the cells that ended a kernel."""
+        Patience.start()
+        self.deadly = set()
+        while True:
+            try:
+                return super().preprocess(nb, resources, km)
+            except DeadKernelError:
+                self.deadly.add(self.here)
+
+    def preprocess_cell(self, cell, resources, index):
+        """Run a cell that has not ended a kernel before."""
+        self.here = index
+        if index not in self.deadly:
+            return super().preprocess_cell(cell, resources, index)
+        what = "this cell ended the kernel; the others were run without it"
+        cell.outputs = [from_dict({"output_type": "error", "ename": "DeadKernelError", "evalue": what, "traceback": [what]})]
+        return cell, resources
+
+    def on_cell_executed(self, **about):
+        """Take a call of `exit()` for what it is: the kernel ends a little later, perhaps in another cell."""
+        super().on_cell_executed(**about)
+        if any(wish["source"] == "ask_exit" for wish in about["execute_reply"]["content"].get("payload", [])):
+            raise DeadKernelError("exit")
+
+
 c = get_config()  # noqa: F821 (nbgrader defines it)
 c.CourseDirectory.course_id = "lossland"
 c.ClearSolutions.code_stub = {"python": "# your code here\nraise RuntimeError('this cell is still empty')"}
 c.ClearSolutions.text_stub = "*Your answer here.*"
-# Files as students name them, ada_01_clouds.ipynb, or as Moodle does.
+# Files as students name them, ada_01_clouds.ipynb, as browsers and JupyterLab rename them, "... (1)" and "...-Copy1", or as Moodle does.
 c.FileNameCollectorPlugin.named_regexp = (
-    r"(?:.*/)?(?P<student_id>[^/_]+)_(?:\d+_assignsubmission_file[_/])?(?P<file_id>\d\d_\w+\.ipynb)$")
+    r"(?:.*/)?(?P<student_id>[^/]+?)_(?:\d+_assignsubmission_file_?/?)?(?P<file_id>\d\d_(?!\d\d_)\w+?)(?: ?\(\d+\)|-Copy\d+)?\.ipynb$")
 c.Autograde.sanitize_preprocessors = [ClearOutput, DeduplicateIds, OverwriteKernelspec, RestoreCells, OverwriteCells, CheckCellMetadata]
-c.Execute.on_notebook_start = Patience.start
+c.Autograde.autograde_preprocessors = [
+    ExecuteToTheEnd if step is Execute else step for step in Autograde.class_traits()["autograde_preprocessors"].default()]
 c.Execute.timeout_func = Patience.left
 # A cell that cannot be interrupted, or prints without end, must not cost the points of the cells before it.
 c.Execute.raise_on_iopub_timeout = False

@@ -144,28 +144,38 @@ def in_trouble(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def ends_its_kernel(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return a right notebook but for two cells: one leaves, in a test the other falls over dead."""
+    answers = cells(notebook, "solution")
+    answers["coupling"].source += "\n\nexit()"
+    answers["partners"].source = "def partners(x, y):\n    import os\n    os._exit(1)"
+    return notebook
+
+
 def test_teachers_page_from_the_first_command_to_the_grades(course):
-    """Ada is right, Kim has every trouble but one part right, Lou's file is no notebook."""
+    """Ada is right, Kim has every trouble but one part right, Mia's kernel ends twice, Lou's file is no notebook."""
     name = "02_maps_and_swaps"
     archive = course / "downloaded" / name / "archive"
     archive.mkdir(parents=True)
     nbformat.write(source(name), archive / f"ada_{name}.ipynb")
     nbformat.write(in_trouble(source(name)), archive / f"Kim Ito_4711_assignsubmission_file_{name}.ipynb")
+    nbformat.write(ends_its_kernel(source(name)), archive / f"Mia_Öz_{name} (1).ipynb")
     (archive / f"lou_{name}.ipynb").write_text("no notebook", encoding="utf-8")
     steps = [command.replace("01_clouds", name) for command in commands()]
     assert (steps[0], steps[3]) == ("make assignments", "jupyter lab") and len(steps) == 6
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "JUPYTER_PREFER_ENV_PATH": "1"}
     for step in (1, 2, 4, 5):
-        run = subprocess.run(steps[step].split(), cwd=course, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        run = subprocess.run(steps[step].split(), cwd=course, env=environment, capture_output=True, text=True, timeout=600, check=False)
         failed = re.findall(r"There was an error processing assignment '.*' for student '(.*)'", run.stderr)
         assert (run.returncode, failed) == ((1, ["lou"]) if step == 2 else (0, [])), run.stderr[-3000:]
         if step == 2:
             mark_by_hand(course, name, "ada", 3.5)
     with (course / "grades.csv").open(encoding="utf-8") as file:
         grades = {row["student_id"]: float(row["score"]) for row in csv.DictReader(file) if row["assignment"] == name}
-    assert grades == {"ada": 19.5, "Kim Ito": 3, "lou": 0}
+    assert grades == {"ada": 19.5, "Kim Ito": 3, "Mia_Öz": 9, "lou": 0}
     page = (course / "feedback" / "Kim Ito" / name / f"{name}.html").read_text(encoding="utf-8")
     assert "after the swaps every unit is in its place" in page and "SyntaxError" in page
+    assert "this cell ended the kernel" in (course / "feedback" / "Mia_Öz" / name / f"{name}.html").read_text(encoding="utf-8")
     assert "well done" in (course / "feedback" / "ada" / name / f"{name}.html").read_text(encoding="utf-8")
 
 
