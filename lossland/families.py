@@ -119,6 +119,18 @@ class Family:
         self._check_interval("path")
         return chain_path(self.points) if self.kind == "chain" else Path((Mix(self.points, self._basis()),))
 
+    def __call__(self, t: Tensor) -> Weights:
+        """Return stacked weights with leading axis T = len(t) at t (T,) in [0, 1], as the family's path does."""
+        return self.path()(t)
+
+    def point(self, t: float) -> Weights:
+        """Return the weights at one t in [0, 1], as the family's path does.
+
+        Raises:
+            ValueError: unless the domain is an interval.
+        """
+        return self.path().point(t)
+
     def _check_interval(self, method: str) -> None:
         if self.domain != "interval":
             raise ValueError(f"{method}() needs a family over an interval, got a {self.kind}; use member() for its "

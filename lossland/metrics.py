@@ -219,7 +219,11 @@ def _check_probabilities(value: Tensor, name: str) -> None:
 
 
 def _vector(value: ArrayLike | Tensor, name: str) -> np.ndarray:
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold numbers, such as the column table.{'t' if name == 't' else 'nll'} of one "
+                        f"split, got {type(value).__name__}") from error
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {array.shape}")
     broken = np.flatnonzero(~np.isfinite(array))

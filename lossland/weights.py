@@ -86,9 +86,13 @@ def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
     """Raise unless every number in `weights` is finite.
 
     Raises:
+        TypeError: for what is no tensor of floating point numbers.
         ValueError: naming the argument, the tensor and how many of its entries are NaN or infinite.
     """
     for key, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must hold tensors of floating point numbers, got {kind} in {key!r}")
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries in {key!r}")

@@ -159,3 +159,21 @@ def test_accuracies_that_were_not_evaluated_are_explained():
 def test_one_number_is_asked_of_point(t):
     with pytest.raises(TypeError, match=rf"t must be a tensor \(T,\), got {t}; one network: path.point\({t}\)"):
         PATH(t)
+
+
+class Two(nn.Module):
+    """Gives two tensors, not one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 3)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.linear(images.flatten(1)), images
+
+
+def test_a_network_that_gives_two_things_is_told_what_to_give():
+    weights = dict(Two().named_parameters())
+    with pytest.raises(AttributeError) as caught:
+        evaluate(Two(), paths.segment(weights, weights), TASK, points=2)
+    assert any("give 3 logits, one for each class" in note for note in caught.value.__notes__)

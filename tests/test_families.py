@@ -130,3 +130,13 @@ def test_random_members_have_a_seed_by_default():
     assert_close(list(line.random_members(2)), list(line.random_members(2, 0)))
     with pytest.raises(ValueError, match="seed must be a whole number >= 0, got -1"):
         line.random_members(2, -1)
+
+
+@pytest.mark.parametrize("make", [families.chain, families.bezier])
+def test_a_family_over_an_interval_gives_its_networks_as_its_path_does(make):
+    family = make(A, B).with_points([A, C, B])
+    t = torch.linspace(0, 1, 5, dtype=torch.float64)
+    assert_close(family(t), family.path()(t), rtol=0, atol=0)
+    assert_close(family.point(0.3), family.path().point(0.3), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="got a simplex"):
+        families.simplex([A, B, C]).point(0.5)

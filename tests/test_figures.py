@@ -15,6 +15,7 @@ from PIL import Image
 from lossland import figures, tables
 from lossland.figures import pictures, planes
 from lossland.figures.slider import Slider, slider
+from lossland.paths import segment
 
 T = np.linspace(0, 1, 21)
 
@@ -546,3 +547,11 @@ def test_folded_tables_name_themselves_and_keep_their_captions() -> None:
 def test_bad_input_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_path_in_place_of_its_table_is_refused():
+    weights = {"w": torch.zeros(2)}
+    with pytest.raises(TypeError, match=r"frames must be a table, as evaluate\(net, path, task\) returns, .* got Path"):
+        figures.plot_path({"segment": segment(weights, weights)})
+    with pytest.raises(TypeError, match="got Path"):
+        figures.plot_path(segment(weights, weights))

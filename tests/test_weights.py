@@ -125,3 +125,9 @@ def test_parameters_lie_with_the_module_that_owns_them():
 
     found = w.by_module(dict(Token().named_parameters()))
     assert found == {"": ["token"], "body.0": ["body.0.weight", "body.0.bias"], "body.1": ["body.1.weight", "body.1.bias"]}
+
+
+@pytest.mark.parametrize(("wrong", "got"), [(torch.arange(4), "torch.int64"), (torch.arange(4.0).numpy(), "ndarray")])
+def test_weights_are_tensors_of_floating_point_numbers(wrong, got):
+    with pytest.raises(TypeError, match=f"end must hold tensors of floating point numbers, got {got} in 'b'"):
+        w.check_finite({**random_weights(0), "b": wrong}, "end")

@@ -91,7 +91,10 @@ def read_parameters(path: Path | None) -> dict[str, Any]:
         return {}
     if not path.is_file():
         raise ValueError(f"PARAMS must be a YAML file, got {str(path)!r}: there is no such file")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"PARAMS must be a YAML file, got {str(path)!r}, which cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"PARAMS must hold lines `name: value`, got a {type(values).__name__} in {path}")
     return {str(name): value for name, value in values.items()}

@@ -35,7 +35,7 @@ def check_scale(scale: str | None) -> None:
     from lossland.presets import SCALES
 
     if scale is not None and scale not in SCALES:
-        raise ValueError(f"SCALE must be one of {', '.join(SCALES)}, got {scale!r}{nearest(scale, list(SCALES))}")
+        raise ValueError(f"SCALE must be one of {', '.join(SCALES)}, got {scale!r}{nearest(str(scale), list(SCALES))}")
 
 
 def check_device(device: str | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chapters import ROOT, chapters, find_chapter, nearest, parameter_names, read_parameters
+from recording_checks import check_scale
 
 SCALE = "tiny"
 
@@ -26,9 +27,14 @@ def refuse_unknown(parameters: dict[str, Any], known: list[str], where: str) -> 
 
 
 def chosen(scale: str | None, params: Path | None) -> dict[str, Any]:
-    """Return the parameters of a run: the file's, with the scale of the command line, else the file's, else tiny."""
+    """Return the parameters of a run: the file's, with the scale of the command line, else the file's, else tiny.
+
+    Raises:
+        ValueError: a file without parameters, or a scale that no chapter has.
+    """
     parameters = read_parameters(params)
-    return {**parameters, "scale": scale or parameters.get("scale", SCALE)}
+    check_scale(scale := scale or parameters.get("scale", SCALE))
+    return {**parameters, "scale": scale}
 
 
 def assign(parameters: dict[str, Any], root: Path) -> dict[Path, dict[str, Any]]:
@@ -37,6 +43,10 @@ def assign(parameters: dict[str, Any], root: Path) -> dict[Path, dict[str, Any]]
     Raises:
         ValueError: a parameter that no chapter has, or one addressed to a chapter that lacks it.
     """
+    parameters = {name: {} if value is None and name.isdigit() else value for name, value in parameters.items()}
+    if wrong := [name for name, value in parameters.items() if name.isdigit() and not isinstance(value, dict)]:
+        raise ValueError(f"PARAMS must hold lines `name: value` under the number of a chapter, got {parameters[wrong[0]]!r} "
+                         f"under {wrong[0]!r}")
     known = {path: parameter_names(path) for path in chapters(root)}
     shared = {name: value for name, value in parameters.items() if not isinstance(value, dict)}
     refuse_unknown(shared, sorted({name for names in known.values() for name in names}), "the book")

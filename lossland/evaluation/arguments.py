@@ -145,7 +145,7 @@ def naming(net: nn.Module, task: Task) -> Iterator[None]:
     """Add to an error that torch raises inside which network met which data."""
     try:
         yield
-    except (RuntimeError, IndexError, ValueError) as error:
+    except (RuntimeError, IndexError, ValueError, AttributeError, TypeError) as error:
         note = (f"{type(net).__name__} on task {task.name!r}: the network must take inputs of shape "
                 f"{task.input_shape} and give {task.classes} logits, one for each class")
         if note not in getattr(error, "__notes__", ()):

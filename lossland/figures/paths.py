@@ -48,12 +48,13 @@ def plot_path(frames: Mapping[str, pd.DataFrame] | pd.DataFrame, *, metric: str 
         The figure, 5.2 inches wide.
 
     Raises:
+        TypeError: What is no table, such as a path.
         ValueError: No tables, an unknown metric, band or split, a missing column, NaN, repeats on different t,
             several rows for one t without a column of repeats, values <= 0 on a logarithmic axis.
     """
     choose("metric", metric, METRICS)
     choose("band", band, BANDS)
-    tables = {"": frames} if isinstance(frames, pd.DataFrame) else dict(frames)
+    tables = _tables(frames)
     splits = (split,) if isinstance(split, str) else tuple(split)
     if not tables or not splits:
         raise ValueError(f"frames and split must not be empty, got {len(tables)} tables and {len(splits)} splits")
@@ -133,6 +134,15 @@ def plot_clouds(clouds: Mapping[str, Sequence[ArrayLike | Tensor]], times: Seque
         row[0].set(xlim=middle[0] + np.array([-reach, reach]), ylim=middle[1] + np.array([-reach, reach]))
     legend(figure, handles=grid[0, 0].patches, fontsize=size)
     return settle(figure)
+
+
+def _tables(frames: Mapping[str, pd.DataFrame] | pd.DataFrame) -> dict[str, pd.DataFrame]:
+    tables = {"": frames} if not isinstance(frames, Mapping) else dict(frames)
+    for table in tables.values():
+        if not isinstance(table, pd.DataFrame):
+            raise TypeError("frames must be a table, as evaluate(net, path, task) returns, or name -> table, got "
+                            f"{type(table).__name__}")
+    return tables
 
 
 def _spread(frame: pd.DataFrame, metric: str, split: str, name: str, log: bool) -> pd.DataFrame:

@@ -181,6 +181,28 @@ def test_parameter_file_must_hold_names_and_values(tmp_path, text):
         read_parameters(tmp_path / "none.yml")
 
 
+def test_a_parameter_file_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "bad.yml").write_text("seed: [1\nfoo", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"PARAMS must be a YAML file, got '.*bad.yml', which cannot be read"):
+        read_parameters(tmp_path / "bad.yml")
+
+
+def test_a_scale_that_no_chapter_has_stops_before_anything_runs(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("scale: 3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"SCALE must be one of tiny, .*got 'laptp' \(did you mean laptop\?\)"):
+        chosen("laptp", None)
+    with pytest.raises(ValueError, match="SCALE must be one of tiny, .*got 3"):
+        chosen(None, file)
+
+
+def test_a_chapter_s_section_may_be_empty_but_not_a_single_value(tmp_path):
+    chapter = small_book(tmp_path)
+    assert assign({"1": None, "seed": 3}, tmp_path) == {chapter: {"seed": 3}}
+    with pytest.raises(ValueError, match="under the number of a chapter, got 5 under '01'"):
+        assign({"01": 5}, tmp_path)
+
+
 def test_executed_edition_chapter_carries_its_parameters(tmp_path):
     chapter = small_book(tmp_path)
     execute(chapter, tmp_path / "out.ipynb", {"seed": 9})
