@@ -57,7 +57,7 @@ def test_a_users_own_network_is_evaluated_as_fast_as_ours_and_as_right(act, bias
         assert swept(one_hidden(net), path, 21) == (way == "sweep")
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(), nn.LeakyReLU(0.2), nn.Tanh()], ids=str)
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.LeakyReLU(0.2), nn.Tanh(), nn.ELU(inplace=True)], ids=str)
 def test_permutation_stages_of_a_users_own_network(act):
     net = dense(act)
     path = connect(net, drawn(net, 1), drawn(net, 2), task=TASK, matching="ot")
@@ -121,7 +121,7 @@ def test_what_computes_something_else_behind_a_known_structure_is_found_out(monk
 
 
 def test_recognising_leaves_a_network_as_it_is():
-    net = dense(nn.ReLU(inplace=True)).train()
+    net = dense(nn.ELU(inplace=True)).train()
     before = {name: p.clone() for name, p in net.named_parameters()}
     assert one_hidden(net) and net.training and net[2].inplace
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())

@@ -109,6 +109,7 @@ def path_sweep(features: Sequence[Tensor], coefficients: Tensor, heads: Sequence
     kernels = compiled("_cpu")
     sweep = kernels.sweep_two if len(features) == 2 else kernels.sweep_three
     arguments = _arguments(leg, coefficients, heads, biases)
+    # Numbers with gaps would be read as if they had none, or have numba compile anew.
     data = tuple(one.contiguous().numpy().reshape(-1) for one in features), labels.contiguous().numpy()
     points, images = len(coefficients), len(labels)
     left = np.zeros(images, bool)
