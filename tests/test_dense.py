@@ -70,9 +70,12 @@ def test_permutation_stages_of_a_users_own_network(act):
             assert (table[column] - wanted[column]).abs().max() < 1e-10
 
 
+FEW = 10  # images, of which others compute what their structure says, so that trying them out does not help
+
+
 def hooked() -> nn.Module:
     net = dense(nn.ReLU())
-    net[2].register_forward_hook(lambda module, images, out: 2 * out)
+    net[2].register_forward_hook(lambda module, images, out: 2 * out if len(out) > FEW else None)
     return net
 
 
@@ -80,14 +83,14 @@ class Twice(nn.Sequential):
     """A sequence that computes something else."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
+        return super().forward(x) * (1 + (len(x) > FEW))
 
 
 class Shifted(nn.Linear):
     """No plain linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1
+        return super().forward(x) + (len(x) > FEW)
 
 
 def tied() -> nn.Module:
@@ -104,7 +107,10 @@ OTHERS = {
     "other flatten": nn.Sequential(nn.Flatten(2), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 3)),
     "no activation": nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Linear(9, 3)),
     "softmax": dense(nn.Softmax(1)), "own slope": dense(nn.PReLU()), "norm": dense(nn.LayerNorm(9)),
-    "deep": models.MLP((1, 8, 8), 3, widths=(9, 9)), "convolution": nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()),
+    "deep": models.MLP((1, 8, 8), 3, widths=(9, 9)),
+    "deep sequence": nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)),
+    "convolution": nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.ReLU(), nn.Linear(72, 3)),
+    "norm at the end": nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.LayerNorm(9)),
 }
 
 

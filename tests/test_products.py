@@ -99,7 +99,7 @@ def wide_range(weight: torch.Tensor) -> None:
 
 def test_float32_keeps_what_bytes_would_lose(quick):
     changes = {"NaN": lambda w: w[0].fill_(torch.nan), "infinite": lambda w: w[2].fill_(torch.inf),
-               "one weight above all": wide_range, "tiny": lambda w: w[1].mul_(1e-36)}
+               "one weight above all": wide_range, "tiny": lambda w: w[1].mul_(1e-36), "no ordinary numbers": lambda w: w[1].mul_(1e-40)}
     for what, change in changes.items():
         weight, *rest = layer(3, 784)
         change(weight)
@@ -108,6 +108,7 @@ def test_float32_keeps_what_bytes_would_lose(quick):
     assert ByteProduct.of(weight, bias, *rest) is None, "sums beyond 32 bits"
     weight, bias, *rest = layer(3, 7)
     assert ByteProduct.of(weight, bias * torch.nan, *rest) is None, "a bias that is NaN"
+    assert ByteProduct.of(weight + 3e38, bias, 1000 * rest[0], rest[1]) is None, "weights that overflow with their factors"
     assert ByteProduct.of(weight.double(), bias, *rest) is None
     assert ByteProduct.of(weight[:0], bias[:0], *rest) is None
 
