@@ -145,6 +145,9 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is done is kept, the same command goes on", file=sys.stderr)
+        return 130
     if code == 0:
         print(f"\nThe edition is at {(folder / '_build' / 'html' / 'index.html').as_uri()}")
     return code

@@ -82,7 +82,7 @@ def nearest(name: str, choices: list[str]) -> str:
 
 
 def read_parameters(path: Path | None) -> dict[str, Any]:
-    """Return the parameters in a YAML file; none for no file.
+    """Return the parameters in a YAML file, without empty sections of chapters; none for no file.
 
     Raises:
         ValueError: the file is not there or does not hold `name: value` lines.
@@ -97,7 +97,7 @@ def read_parameters(path: Path | None) -> dict[str, Any]:
         raise ValueError(f"PARAMS must be a YAML file, got {str(path)!r}, which cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"PARAMS must hold lines `name: value`, got a {type(values).__name__} in {path}")
-    return {str(name): value for name, value in values.items()}
+    return {str(name): value for name, value in values.items() if value is not None or not str(name).isdigit()}
 
 
 def package_files(root: Path = ROOT) -> list[Path]:

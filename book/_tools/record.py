@@ -119,6 +119,8 @@ def work(arguments: argparse.Namespace) -> int:
     budget = budget_seconds(arguments.budget) if arguments.budget else None
     number = whole_number("NEXT", arguments.next, "runs")
     workers = whole_number("WORKERS", arguments.workers, "processes")
+    if budget is not None and (arguments.scheduler or workers):
+        raise ValueError("BUDGET is for runs one after the other on this machine: for WORKERS and SCHEDULER say NEXT=1")
     names = {"CHAPTER": arguments.chapter, "SCALE": arguments.scale, "DATASET": arguments.dataset}
     runs, one = chosen(names, arguments.root)
     if not arguments.scheduler:

@@ -43,10 +43,9 @@ def assign(parameters: dict[str, Any], root: Path) -> dict[Path, dict[str, Any]]
     Raises:
         ValueError: a parameter that no chapter has, or one addressed to a chapter that lacks it.
     """
-    parameters = {name: {} if value is None and name.isdigit() else value for name, value in parameters.items()}
     if wrong := [name for name, value in parameters.items() if name.isdigit() and not isinstance(value, dict)]:
-        raise ValueError(f"PARAMS must hold lines `name: value` under the number of a chapter, got {parameters[wrong[0]]!r} "
-                         f"under {wrong[0]!r}")
+        raise ValueError("PARAMS must hold lines `name: value` under the number of a chapter, got "
+                         f"{parameters[wrong[0]]!r} under {wrong[0]!r}")
     known = {path: parameter_names(path) for path in chapters(root)}
     shared = {name: value for name, value in parameters.items() if not isinstance(value, dict)}
     refuse_unknown(shared, sorted({name for names in known.values() for name in names}), "the book")
@@ -95,6 +94,9 @@ def main() -> int:
     except PapermillExecutionError as error:
         print(f"{error}\nThe run stopped there; see {output}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what was trained is kept, and {output} holds what was shown so far", file=sys.stderr)
+        return 130
     print(f"The executed chapter is {output.relative_to(ROOT)}")
     return 0
 

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 
+import build_edition
 import pytest
+import run_chapter
 from build_book import environment, forget
 from build_edition import banner, build, run_all
 from chapters import ROOT, find_chapter, read, read_parameters
@@ -197,10 +199,21 @@ def test_a_scale_that_no_chapter_has_stops_before_anything_runs(tmp_path):
 
 
 def test_a_chapter_s_section_may_be_empty_but_not_a_single_value(tmp_path):
-    chapter = small_book(tmp_path)
-    assert assign({"1": None, "seed": 3}, tmp_path) == {chapter: {"seed": 3}}
+    small_book(tmp_path)
+    (tmp_path / "mine.yml").write_text('seed: 3\n"01":\n', encoding="utf-8")
+    assert read_parameters(tmp_path / "mine.yml") == {"seed": 3}
     with pytest.raises(ValueError, match="under the number of a chapter, got 5 under '01'"):
         assign({"01": 5}, tmp_path)
+
+
+@pytest.mark.parametrize("tool, work, flags", [(build_edition, "build", ()), (run_chapter, "execute", ("1",))])
+def test_a_command_that_is_interrupted_says_what_is_kept(monkeypatch, capsys, tool, work, flags):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, work, interrupted)
+    monkeypatch.setattr(sys, "argv", ["tool", *flags, "--scale", "tiny"])
+    assert tool.main() == 130 and "kept" in capsys.readouterr().err
 
 
 def test_executed_edition_chapter_carries_its_parameters(tmp_path):

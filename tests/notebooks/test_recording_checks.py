@@ -58,6 +58,7 @@ NAMED = ("--chapter", "1", "--scale", "tiny", "--dataset")
     (("--budget=-5m",), "BUDGET must be a time such as 90s, 8m, 2h or 1h30m, got '-5m'"),
     (("--next=a",), "NEXT must be a number of runs >= 1, got a"),
     (("--next=-1",), "NEXT must be a number of runs >= 1, got -1"),
+    (("--workers=2", "--budget=8m"), "BUDGET is for runs one after the other on this machine: for WORKERS and SCHEDULER say NEXT"),
     (("--workers=two",), "WORKERS must be a number of processes >= 1, got two")])
 def test_what_cannot_be_is_refused_in_one_line_before_anything_runs(book, record, flags, message):
     status, _, error = record(*flags)
