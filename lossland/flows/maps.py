@@ -152,7 +152,9 @@ class Flow:
         error = float(gap.abs().max() / rows.abs().max())
         if not error <= INVERSION:
             raise FloatingPointError(f"the flow must be invertible on {name} to {INVERSION:g} of its largest weight, "
-                                     f"got an inversion error of {error:.2g}; use float64 (Flow.to) or a lower lr")
+                                     f"got an inversion error of {error:.2g}; use float64 (Flow.to) or a lower lr, or "
+                                     "learn from more networks: noise of units like those learned from is about 1, "
+                                     f"here it is up to {float(noise.abs().max()):.2g}")
         self._known[_KEPT - 1 :] = []
         self._known.insert(0, (rows.clone(), noise, gap))
         return noise, gap
