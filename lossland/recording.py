@@ -81,7 +81,7 @@ class Recording(_Mode):
 
     Attributes:
         bytes: of what is kept for later passes.
-        largest: bytes of the largest result of an operation.
+        largest: bytes of the largest result of an operation, views left out.
     """
 
     def __init__(self, moving: Iterable[Tensor], *, leaves: Sequence[tuple[Tensor, Sequence[Tensor]]] = (),
@@ -132,7 +132,9 @@ class Recording(_Mode):
             self._detach(_place(x))
         out = self._mixed(step, flat, spec, tensors) if reached else None
         out = operation(*args, **kwargs) if out is None else out
-        self.largest = max([self.largest, *(x.nbytes for x in tree_flatten(out)[0] if isinstance(x, Tensor))])
+        old = {_place(x) for x in tensors.values()}
+        results = (x for x in tree_flatten(out)[0] if isinstance(x, Tensor))
+        self.largest = max([self.largest, *(x.nbytes for x in results if _place(x) not in old)])
         (self._mark if reached else self._skip)(step, out, flat, tensors, written)
         return out
 

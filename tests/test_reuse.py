@@ -321,6 +321,13 @@ def test_a_pass_that_takes_another_way_is_noticed():
             x + 2
 
 
+def test_views_of_weights_count_as_no_result():
+    weight, images = torch.ones(50, 60), torch.ones(2, 60)
+    with torch.no_grad(), (recording := Recording([weight])):
+        images @ weight.t()
+    assert recording.largest == 2 * 50 * weight.itemsize
+
+
 def test_sharing_does_not_import_the_compiler():
     lines = ("import sys, torch", "from lossland.recording import Recording",
              "with torch.no_grad(), Recording([x := torch.ones(2)]): x + 1", "sys.exit('torch._dynamo' in sys.modules)")
