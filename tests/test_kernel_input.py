@@ -213,6 +213,7 @@ def test_lower_precision_is_taken(name, dtype, tolerance):
 @pytest.mark.parametrize("spoil, message", [
     (lambda a: {**a, "features": a["features"][:, 1:]}, "must fit together"),
     (lambda a: {**a, "swaps": (a["swaps"][0][1:], a["swaps"][1])}, "must fit together"),
+    (lambda a: {**a, "head": a["head"][:, 1:]}, "must fit together"),
     (lambda a: {**a, "swaps": (a["swaps"][0], a["swaps"][1][:, None])}, "must fit together"),
     (lambda a: {**a, "swaps": (a["swaps"][0] + 1, a["swaps"][1])}, r"swaps must be int64 units 0\.\.18, got torch.int64, 1\.\.19"),
     (lambda a: {**a, "swaps": (a["swaps"][0].double(), a["swaps"][1])}, r"swaps must be int64 units 0\.\.18, got torch.float64"),

@@ -66,7 +66,7 @@ def path_scores(features: Sequence[Tensor], coefficients: Tensor, heads: Sequenc
             classes, there are no bins, or gradients are asked for.
     """
     features, heads, biases = list(features), list(heads), list(biases)
-    _check_path(features, coefficients, heads, biases, labels, bins)
+    _check_path(features, coefficients, heads, biases, labels, bins=bins)
     way = "reference" if exact else path_way(coefficients, heads, activation)
     if way == "triton":
         from lossland.kernels import _triton
@@ -149,7 +149,7 @@ def swap_scores(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Ten
         ValueError: if shapes, dtypes or devices differ, there is nothing to do (N, n, C or T = 0), labels are no
             classes, pairs no units, there are no bins, or gradients are asked for.
     """
-    _check_swaps(logits, features, head, swaps, labels, bins)
+    _check_swaps(logits, features, head, swaps, labels, bins=bins)
     pairs, u = (one.to(features.device) for one in swaps)
     if exact or not swaps_pay(head, activation):
         return reference.swap_scores(logits, features, head, (pairs, u), labels, bins=bins, activation=activation)
@@ -172,7 +172,7 @@ def _mended(found: tuple[Tensor, ...], again: Callable[[Tensor], Scores]) -> Sco
 
 
 def _check_path(features: list[Tensor], coefficients: Tensor, heads: list[Tensor], biases: list[Tensor],
-                labels: Tensor, bins: int) -> None:
+                labels: Tensor, *, bins: int) -> None:
     parts = {"features": features, "heads": heads, "biases": biases}
     named = {f"{name}[{i}]": one for name, part in parts.items() for i, one in enumerate(part)}
     check_tensors("path_scores", named, {"coefficients": coefficients, "labels": labels})
@@ -193,7 +193,7 @@ def _check_path(features: list[Tensor], coefficients: Tensor, heads: list[Tensor
 
 
 def _check_swaps(logits: Tensor, features: Tensor, head: Tensor, swaps: tuple[Tensor, Tensor],
-                 labels: Tensor, bins: int) -> None:
+                 labels: Tensor, *, bins: int) -> None:
     pairs, u = swaps
     check_tensors("swap_scores", {"logits": logits, "features": features, "head": head},
                   {"pairs": pairs, "u": u, "labels": labels})
