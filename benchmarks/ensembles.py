@@ -127,7 +127,7 @@ def passes(repeats: int, device: str, images: int = 2000) -> dict[str, float]:
 def main() -> None:
     """Print the table and the RESULT line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     args = parser.parse_args()
