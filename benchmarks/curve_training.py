@@ -30,8 +30,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measure import interleaved, keep_memory, median, ratio, result, table, where
+from benchmarks.measure import interleaved, median, ratio, result, table, where
 from benchmarks.path_evaluation import random_task
+from lossland.allocation import keep_memory
 from lossland.batchnorm import fresh_buffers
 from lossland.families import Family, bezier, point
 from lossland.models import build, initial_weights
@@ -183,8 +184,8 @@ def main() -> None:
     if args.growth:
         print(growth(args.growth, args.device))
         return
-    keep_memory()
-    found = {key: ratios(*CASES[key], args.repeats, args.device) for key in args.only}
+    with keep_memory():  # for everything that is compared
+        found = {key: ratios(*CASES[key], args.repeats, args.device) for key in args.only}
     grown = memory(args.device)
     print(where())
     print(table([{"what": f"{CASES[key][0]}, batch 128, images {CASES[key][2]}", "weights": f"{one['weights']:,}",

@@ -36,9 +36,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmarks.measure import interleaved, keep_memory, median, peak_gib, result, table, where
+from benchmarks.measure import interleaved, median, peak_gib, result, table, where
 from benchmarks.path_evaluation import random_task
 from lossland import features
+from lossland.allocation import keep_memory
 from lossland.ensembles.costs import multiply_adds
 from lossland.evaluation import evaluate
 from lossland.features import Target
@@ -221,8 +222,8 @@ def main() -> None:
     task, path = random_task(10, args.test, SHAPE, args.device), staged(net, *draws(net, args.device))
     spent, difference = prefixes(net, path, task, args)
     shared, large, small = spent.values()
-    keep_memory()
-    (norm_rows, norms), (mix_rows, mixes) = statistics(args), mixing(args)
+    with keep_memory():  # for everything that is compared
+        (norm_rows, norms), (mix_rows, mixes) = statistics(args), mixing(args)
     points, whole = len(path.grid(args.per_leg)), seconds * IMAGES / args.images
     print(where(), f"VGG16 with {args.channels} channels; moments extrapolated from {args.images} to {IMAGES} images")
     print(table([

@@ -59,7 +59,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import avg_pool2d, cross_entropy, linear
 
-from benchmarks.measure import keep_memory, median, result, table, where
+from benchmarks.measure import median, result, table, where
 from lossland.evaluation import evaluate
 from lossland.families import point
 from lossland.models import build, initial_weights
@@ -195,14 +195,13 @@ def main() -> None:
     parser.add_argument("--vgg-images", type=int, default=10_000, help="test images of VGG16")
     parser.add_argument("--resnet-images", type=int, default=10_000, help="test images of PreResNet20")
     parser.add_argument("--train", type=int, default=5000, help="training images, on which batch-norm statistics are estimated")
-    parser.add_argument("--vgg-dense", type=int, default=400, help="images of the curve that is evaluated at every t")
+    parser.add_argument("--vgg-dense", type=int, default=3000, help="images of the curve that is evaluated at every t")
     parser.add_argument("--resnet-dense", type=int, default=1500)
     parser.add_argument("--plain-points", type=int, default=2, help="t of the plain loop that are run")
-    parser.add_argument("--batches", type=int, nargs="+", default=[128, 1000], help="of the plain loop; the faster is taken")
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 1000], help="of the plain loop; the faster is taken")
     parser.add_argument("--steps-on", type=int, default=256, help="images on which the ends are trained")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    keep_memory()
     found = {"vgg": compared("vgg16", args.vgg_images, args.vgg_dense, args),
              "resnet": compared("preresnet20", args.resnet_images, args.resnet_dense, args)}
     print(where(), f"{POINTS} points of one leg; the plain loop extrapolated from {args.plain_points} of them; differences "

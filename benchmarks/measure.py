@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import statistics
 import time
@@ -29,14 +28,6 @@ def interleaved(candidates: Mapping[str, Callable[[int], Any]], repeats: int) ->
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return seconds, results
-
-
-def keep_memory() -> None:
-    """Tell the C library (glibc; others stay as they are) to keep freed memory for this process's next requests."""
-    tell = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tell:
-        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX: no maps of their own; M_TRIM_THRESHOLD
-            tell(option, value)
 
 
 def peak_gib() -> float:

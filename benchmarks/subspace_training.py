@@ -26,8 +26,9 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from benchmarks.curve_training import PROCESSES, WIDEST, grown
-from benchmarks.measure import keep_memory, median, ratio, result, table, where
+from benchmarks.measure import median, ratio, result, table, where
 from benchmarks.path_evaluation import random_task
+from lossland.allocation import keep_memory
 from lossland.batchnorm import fresh_buffers
 from lossland.descent import Run, State, step
 from lossland.draws import Draws
@@ -151,8 +152,8 @@ def main() -> None:
     if args.growth:
         print(growth(args.growth, args.device))
         return
-    keep_memory()
-    found = {size: ratios(size, args.rounds, args.device) for size in args.batch_sizes}
+    with keep_memory():  # for everything that is compared
+        found = {size: ratios(size, args.rounds, args.device) for size in args.batch_sizes}
     more = memory(args.device)
     print(where())
     print(table([{"batch": size, **{name if "/" in name else f"{name} [ms]": f"{value if '/' in name else 1000 * value:.3f}"

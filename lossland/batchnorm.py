@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lossland.allocation import keep_memory
 from lossland.weights import Weights, skeleton
 
 _Norm = nn.modules.batchnorm._NormBase
@@ -102,6 +103,7 @@ class Estimate:
 
 
 @torch.no_grad()
+@keep_memory()
 def refresh(net: nn.Module, weights: Weights, images: Tensor | Iterable[Tensor], *,
             batch_size: int = 1000) -> dict[str, Tensor]:
     """Return buffers for `net` at `weights`, with batch-norm statistics from one full pass over `images`.

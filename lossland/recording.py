@@ -63,6 +63,11 @@ def _written(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return found
 
 
+def _terms(operation: Any, factor: Tensor) -> int:
+    """Return how many products a number of the result is the sum of: `factor` is (inner, outer) or a kernel."""
+    return factor[0].numel() if operation is _aten.convolution.default else len(factor)
+
+
 class _Mode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -78,6 +83,7 @@ class Recording(_Mode):
         coefficients: (k,) of the first pass.
         private: tensors that the pass may write to, such as running statistics.
         limit: bytes of results at the k points that may be kept.
+        least: multiply-adds per number of a result below which it is computed anew instead of mixed.
 
     Attributes:
         bytes: of what is kept for later passes.
@@ -86,14 +92,14 @@ class Recording(_Mode):
 
     def __init__(self, moving: Iterable[Tensor], *, leaves: Sequence[tuple[Tensor, Sequence[Tensor]]] = (),
                  coefficients: Tensor | None = None, private: Iterable[Tensor] = (),
-                 limit: float = math.inf) -> None:
+                 limit: float = math.inf, least: float = 0) -> None:
         super().__init__()
         self.steps: list[_Step] = []
         self.safe, self.skipped, self.bytes, self.largest = True, 0, 0, 0
         self._moving = {_place(x) for x in moving}
         self._leaves = {_place(first): (first, values) for first, values in leaves}
         assert len(self._leaves) == len(leaves), "moving parameters must not share memory"
-        self._coefficients, self._limit = coefficients, limit
+        self._coefficients, self._limit, self._least = coefficients, limit, least
         self._private = {_place(x) for x in private}
         self._born: set[int] = set()  # memory of this pass
         self._made: set[int] = set()  # of it, what later passes do not have
@@ -161,6 +167,8 @@ class Recording(_Mode):
         if not all(i in (*factors, *addends) and _place(tensors[i]) in self._leaves for i in moved):
             return None
         if not factors or sum(i in factors for i in moved) > 1:
+            return None
+        if _terms(step.operation, flat[factors[1]]) < self._least:
             return None
         count = len(next(iter(self._leaves.values()))[1])
         first = self._at(step, flat, spec, moved, 0)

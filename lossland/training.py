@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lossland.allocation import keep_memory
 from lossland.checkpoints import Checkpoint, Collector
 from lossland.descent import Run, State, step
 from lossland.draws import Draws
@@ -129,9 +130,9 @@ class Fit:
 
     Attributes:
         family: the family with its trained control points, on the task's device.
-        history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training; label smoothing is in
-            it, what else the recipe adds is not], accuracy [fraction], seconds; with two or more free control points
-            also their distance and cos2 at the end of the epoch (`regularisers.spread`).
+        history: one row per epoch: epoch, lr, loss [nats, of the sampled networks while training; with label smoothing,
+            without what the recipe adds], accuracy [fraction], seconds; with two or more free control points also
+            their distance and cos2 at the end of the epoch (`regularisers.spread`).
         velocity: what SGD's momentum has gathered, one for each free control point, where `until` asked for it.
         start: distance and cos2 of the free control points before training; empty where there are fewer than two.
     """
@@ -218,6 +219,7 @@ def _save(state: State, checkpoint: Checkpoint | None, collect: Collector | None
         checkpoint.save(tensors, info)
 
 
+@keep_memory()
 def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int = 0, split: str = "train",
         progress: bool = False, checkpoint: Checkpoint | None = None, until: int | None = None,
         velocity: Sequence[Weights] | None = None, collect: Collector | None = None) -> Fit:
@@ -237,11 +239,9 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
     step's networks (Eq. (13)), phi being the input of the last linear layer that runs. The paper does not say whether
     both networks see the same images there: `recipe.similarity_on`. The history's loss leaves these terms out.
 
-    Processes that torchrun has started share the work on every batch (`lossland.parallel`).
-
-    Memory beyond that of training one network: one vector for each control point but the first, and one velocity for
-    each free one but the first; a curve with one bend and fixed ends, and a line, take two networks more. Similarity
-    takes two more, and the graphs of two networks at a time.
+    Processes that torchrun has started share the work on every batch (`lossland.parallel`). Memory beyond that of
+    training one network: one vector for each control point but the first, and one velocity for each free one but the
+    first (a line, or a curve with one bend and fixed ends: two networks). Similarity takes two more, and two graphs.
 
     Args:
         net: the network that the control points are weights of.
@@ -287,10 +287,10 @@ def fit(net: nn.Module, family: Family, task: Task, recipe: Recipe, *, seed: int
             _save(state, checkpoint, collect)
             bar.set_postfix(loss=f"{row['loss']:.4f}", accuracy=f"{row['accuracy']:.2%}")
             bar.update()
-    points, history, kept = state.points, pd.DataFrame(state.history), () if until is None else state.velocity
+    points, history, left = state.points, pd.DataFrame(state.history), () if until is None else state.velocity
     del networks, state  # frees their memory before the points are copied
-    trained, moving = ([_copied(row, run) for row in rows] for rows in (points, kept))
-    del points, kept  # before the family looks through its points
+    trained, moving = ([_copied(row, run) for row in rows] for rows in (points, left))
+    del points, left  # before the family looks through its points
     return Fit(family.with_points(trained), history, tuple(moving), start)
 
 

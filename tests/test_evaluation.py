@@ -15,7 +15,7 @@ from lossland.layers import depths, permute
 from lossland.planes import in_plane, plane, plane_coordinates
 from lossland.weights import Weights, at, distance, mix, to_vector
 
-KINDS = {  # network -> the way in which its straight legs are evaluated
+KINDS = {  # network -> the way in which its legs are evaluated where first layers are mixed, however small they are
     "mlp": ({"width": 9}, "fused"),
     "fc3": ({"first": 7, "second": 5}, "shared first layer"),
     "conv2fc1": ({"channels": (2, 3)}, "shared first layer"),
@@ -31,12 +31,15 @@ def ends(name: str, count: int = 3) -> tuple[nn.Module, list[Weights]]:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("shape", ["segment", "arc", "chain", "bezier"])
-def test_shared_work_equals_one_network_at_a_time(name, shape):
+@pytest.mark.parametrize("worth", [0, 40])
+def test_shared_work_equals_one_network_at_a_time(name, shape, worth, monkeypatch):
+    monkeypatch.setattr("lossland.evaluation.mixtures._WORTH", worth)
     net, (a, b, c) = ends(name)
     path = {"segment": paths.segment(a, b), "arc": paths.arc(a, b, c), "chain": paths.chain([a, c, b]),
             "bezier": paths.bezier([a, c, b])}[shape]
     table = ev.evaluate(net, path, TASK, points=7)
-    assert table.attrs == {"grid": 7, "task": "blobs", "way": KINDS[name][1], "product": "float64"}
+    way = KINDS[name][1] if name == "mlp" or not worth else "one by one"
+    assert table.attrs == {"grid": 7, "task": "blobs", "way": way, "product": "float64"}
     for row in table.itertuples():
         weights, split = path.point(row.t), TASK.split(row.split)
         logits = ev.predict(net, weights, TASK, row.split)
@@ -127,10 +130,10 @@ def test_distances_stay_small_near_the_start():
 
 
 def test_a_users_network_without_a_layer_list_works_too():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(100, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)).double()
     a, b = ({k: torch.randn(v.shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
              for k, v in net.named_parameters()} for s in (1, 2))
-    table = ev.evaluate(net, paths.segment(a, b), TASK, points=3)
+    table = ev.evaluate(net, paths.segment(a, b), make_task(shape=(1, 10, 10)), points=3)
     assert table.attrs["way"] == "shared first layer" and table.nll.notna().all()
 
 

@@ -102,7 +102,8 @@ def test_paths_with_other_units_and_other_legs_are_evaluated_alone(path):
     assert table.attrs["shared"] == 28 and table.attrs["pairs"] == 36
 
 
-def test_other_networks_work_too():
+def test_other_networks_work_too(monkeypatch):
+    monkeypatch.setattr("lossland.evaluation.mixtures._WORTH", 0)
     net = models.build("conv2fc1", TASK.input_shape, 3, channels=(2, 3))
     every = networks(3, net)
     table = pairs(net, every, TASK, points=3)

@@ -21,6 +21,12 @@ TASK = make_task(shape=(1, 8, 8))
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@pytest.fixture(autouse=True)
+def mix_everything(monkeypatch):
+    """The networks here are so small that nothing would be worth mixing."""
+    monkeypatch.setattr(mixtures, "_WORTH", 0)
+
+
 class InPlace(nn.Module):
     """A stream that is added to, scaled and cut in place, through views."""
 
@@ -217,7 +223,7 @@ def test_numbers_that_were_left_out_are_not_read_unnoticed():
     net, names = built(Reader)
     members = [Member({**(a := draw(net, 1)), "head.weight": a["head.weight"] + i}, {}, torch.ones(1)) for i in (0, 1)]
     with torch.no_grad():
-        assert span_of(net, ["head.weight"]).probe(*members, IMAGES) is None
+        assert not span_of(net, ["head.weight"]).probe(*members, IMAGES).shares
 
 
 def test_a_branch_that_the_trial_did_not_take_ends_the_sharing():
@@ -288,6 +294,22 @@ def test_no_more_than_the_limit_is_kept():
 
     assert kept(1e9) == 2 * 5 * 2 * 64 * 8  # outputs of the first convolution at both points, float64
     assert kept(100) == 0
+
+
+@pytest.mark.parametrize("first, inner", [
+    (nn.Sequential(nn.Flatten(), nn.Linear(100, 4)), 100),
+    (nn.Sequential(nn.Conv2d(4, 4, 5), nn.Flatten()), 100),
+    (nn.Sequential(nn.Conv2d(4, 4, 5, groups=2), nn.Flatten()), 50),
+])
+@pytest.mark.parametrize("bends, used", [(0, 2), (1, 3)])
+@pytest.mark.parametrize("above", [False, True])
+def test_first_layers_are_mixed_where_that_costs_less_than_computing_them(first, inner, bends, used, above, monkeypatch):
+    task = make_task(shape=(4, 5, 5))
+    net = nn.Sequential(first, nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    points = [draw(net, seed) for seed in range(2 + bends)]
+    monkeypatch.setattr(mixtures, "_WORTH", inner / used + (0.1 if above else 0))
+    table = ev.evaluate(net, paths.bezier(points) if bends else paths.segment(*points), task, points=5)
+    assert table.attrs["way"] == ("one by one" if above else "shared first layer")
 
 
 def test_weights_that_share_memory_do_not_spoil_the_sharing():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lossland"
 
 LEVELS = [
-    ["errors", "scalars", "files", "devices", "sampling", "products", "workers", "parallel"],
+    ["errors", "scalars", "files", "devices", "sampling", "products", "workers", "parallel", "allocation"],
     ["image_files", "torchrun"],
     ["weights", "kernels", "store", "presets", "sources", "texts", "splits", "targets", "schedules",
      "tables", "records", "least_squares", "patches", "bases", "units", "normalisation"],

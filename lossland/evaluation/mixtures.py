@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lossland.allocation import keep_memory
 from lossland.batchnorm import Estimate, estimating
 from lossland.evaluation import scoring
 from lossland.evaluation.arguments import naming
@@ -25,9 +26,12 @@ from lossland.weights import Weights, skeleton
 
 _CACHE = 8 * 2**20  # bytes of the largest result of a pass on a CPU: what is made stays in cache until it is read
 # Images per pass, so that weights are read for several of them; more where the weights do not stay in cache, either
-# (VGG16, float32, channels-last, one core: 32 images 4.0 ms each, 64 images 3.3, 128 images 3.7). Several networks at
+# (VGG16, float32, channels-last, two cores: 32 images 1.86 ms each, 64 1.73, 128 1.61, 256 1.57). Several networks at
 # once (vmap over weights) do not win: PreResNet20 1.1 to 2 times, Conv2FC1 2 to 3.6 times slower at 16 and 64 images.
-_LEAST, _LEAST_HEAVY = 16, 64
+_LEAST, _LEAST_HEAVY = 16, 256
+# A number that is mixed is read from memory at each point, which takes as long as 20 to 30 multiply-adds: convolutions
+# of three colours (VGG16: 27 a number, 1.06 times slower with mixing; Conv2FC1: 75, 1.1 times) are computed anew.
+_WORTH = 40  # multiply-adds per number and point
 
 
 def skeletons_of(net: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -48,8 +52,8 @@ class Mixtures:
     """Members of the span of k fixed points, evaluated together.
 
     Work that depends only on parameters which are one and the same tensor in all points is done once for each batch of
-    images, and so are, for each of the k points, the products of the first layers that differ. Networks that compute as
-    `dense` says (`one_hidden`) run in a kernel of their own.
+    images, and so are, for each of the k points, the products of the first layers that differ, where they cost more
+    than their mixing. Networks that compute as `dense` says (`one_hidden`) run in a kernel of their own.
 
     Attributes:
         way: "sweep" or "fused" (`kernels.path_way`), "reference" (exact), "shared prefix" (some parameters do not
@@ -81,17 +85,18 @@ class Mixtures:
         with naming(self.net, self.task):
             (self._one_hidden if self.dense else self._one_by_one)(totals, where, coefficients, tick)
 
+    @keep_memory()
     def _one_by_one(self, totals: Mapping[str, Sums], where: Tensor, coefficients: Tensor,
                     tick: Callable[[float], None]) -> None:
         members = self._members(coefficients)
         span = self._span(members)
         cost = self._cost(span, members, self.task.split(next(iter(totals))))
-        if cost:
+        if cost and cost.shares:
             self.way = "shared first layer" if span.moving >= self.points[0].keys() else "shared prefix"
         for name, sums in totals.items():
             split, here = self.task.split(name), sums.like(len(where), self.like.device)
             for block in self._blocks(split, cost):
-                several = [(Batch(span, images, shared=cost is not None), labels) for images, labels in block]
+                several = [(Batch(span, images, shared=bool(cost and cost.shares)), labels) for images, labels in block]
                 for row in range(len(where)):  # images outside, members inside, so that they meet the same images
                     member = self._member(members, row)
                     for batch, labels in several:
@@ -112,7 +117,7 @@ class Mixtures:
         score_jobs(self.task, first, jobs, tick)
 
     def _blocks(self, split: Split, cost: Cost | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield a split in runs of batches (images, labels) that fit into memory with what members share of them."""
+        """Yield a split in runs of batches (images, labels) that fit into memory with what members keep of them."""
         images, _ = next(self._images(split, 1))
         each = cost.mixed if cost else images.nbytes
         size = max(1, int(min(scoring.BATCH, scoring.SHARED / each)))
@@ -130,7 +135,8 @@ class Mixtures:
         several = len(c) > len(self.points)  # otherwise k products cost more than they save
         points = {name: [point[name].contiguous() for point in self.points] for name in moving} if several else {}
         bare = self.estimating if private else self.bare
-        return Span(partial(self._call, bare), points, moving | members.moving, private, scoring.SHARED)
+        least = _WORTH * int((c != 0).sum(1).max())
+        return Span(partial(self._call, bare), points, moving | members.moving, private, scoring.SHARED, least)
 
     def _call(self, bare: nn.Module, weights: Weights, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
         with torch.autocast(self.like.device.type, torch.bfloat16, enabled=self.low):
@@ -153,7 +159,7 @@ class Mixtures:
             yield images, labels
 
     def _cost(self, span: Span, members: _Members, split: Split) -> Cost | None:
-        """Return the bytes per image of what members share, or None where they share nothing."""
+        """Return the bytes per image of what members share and compute, or None for a single one."""
         if len(members.coefficients) == 1:
             return None
         images, _ = next(self._images(split, PROBE))
@@ -169,7 +175,8 @@ class Mixtures:
         split = self.manner.statistics or self.task.train
         cost = self._cost(span, members, split)
         for images, _ in self._images(split, scoring.BATCH):
-            batch = Batch(span, images, shared=cost is not None and cost.apart * len(images) <= scoring.SHARED)
+            shares = cost is not None and cost.shares and cost.apart * len(images) <= scoring.SHARED
+            batch = Batch(span, images, shared=shares)
             for row, estimate in enumerate(estimates):
                 batch(self._member(members, row))
                 if batch.recording:  # statistics in front of the first moving parameter are those of the first member

@@ -27,14 +27,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes per image of passes that share work.
+    """Bytes per image of passes over the same images.
 
     Attributes:
+        shares: whether they share work.
         apart: kept for later passes without products at the k points.
         mixed: kept with them.
         largest: of the largest result of an operation.
     """
 
+    shares: bool
     apart: float
     mixed: float
     largest: float
@@ -50,6 +52,7 @@ class Span:
         moving: names of all tensors that differ between members, buffers included.
         private: whether a pass writes to the member's buffers.
         limit: bytes of results at the k points that may be kept for one batch.
+        least: multiply-adds per number from which results at the k points are kept and mixed.
     """
 
     call: Call
@@ -57,40 +60,42 @@ class Span:
     moving: frozenset[str]
     private: bool = False
     limit: float = math.inf
+    least: float = 0
 
     def record(self, member: Member, images: Tensor, *, mixed: bool = True) -> tuple[Recording, Tensor]:
         """Return the recorded pass and its outputs; with `mixed`, linear operations are computed at the k points."""
         named = {**member.weights, **member.buffers}
         leaves = [(member.weights[name], values) for name, values in self.points.items()] if mixed else []
         recording = Recording([named[name] for name in self.moving], leaves=leaves, coefficients=member.coefficients,
-                              private=member.buffers.values() if self.private else (), limit=self.limit)
+                              private=member.buffers.values() if self.private else (),
+                              limit=self.limit, least=self.least)
         with recording:
             outputs = self.call(member.weights, member.buffers, images)
         return recording, outputs
 
-    def probe(self, first: Member, second: Member, images: Tensor) -> Cost | None:
-        """Return what passes share, and the size of what they compute; None: they share nothing.
+    def probe(self, first: Member, second: Member, images: Tensor) -> Cost:
+        """Return whether passes share work, and the size of what they keep and compute.
 
         They cannot where the way through the network depends on moving values, or inputs are written to; and whether a
         later pass gives the same outputs to the last bit is tried out on a few images.
         """
         images = images[:PROBE]
-        recording, outputs = self.record(first, images, mixed=False)
-        constant = recording.lost(outputs)
-        if not recording.safe:
-            return None
+        recording, outputs = self.record(first, images.clone(), mixed=False)
+        mixed = recording
+        if shares := recording.safe and self._repeats(recording, outputs, second, images):
+            mixed = self.record(first, images)[0]
+            shares = bool(mixed.bytes or recording.lost(outputs))
+        apart, both = ((one.bytes * shares + images.nbytes) / len(images) for one in (recording, mixed))
+        return Cost(shares, apart, both, mixed.largest / len(images))
+
+    def _repeats(self, recording: Recording, outputs: Tensor, member: Member, images: Tensor) -> bool:
+        """Say whether a later pass gives what one of its own gives; what the recording left out is NaN in it."""
         try:
             with recording.again(poison=True):
-                found = self.call(second.weights, second.buffers, images)
+                found = self.call(member.weights, member.buffers, images)
         except (Diverged, ValueError, IndexError):  # what a network says to numbers that are not there
-            return None
-        if not (constant or torch.equal(found, self.call(second.weights, second.buffers, images))):
-            return None
-        mixed = self.record(first, images)[0]
-        if not (mixed.bytes or constant):
-            return None
-        apart, both = ((one.bytes + images.nbytes) / len(images) for one in (recording, mixed))
-        return Cost(apart, both, mixed.largest / len(images))
+            return False
+        return recording.lost(outputs) or torch.equal(found, self.call(member.weights, member.buffers, images))
 
 
 class Batch:

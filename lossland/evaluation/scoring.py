@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lossland import batchnorm, kernels
+from lossland.allocation import keep_memory
 from lossland.evaluation.arguments import check_task, naming
 from lossland.targets import flatten
 from lossland.tasks import Split, Task
@@ -127,8 +128,9 @@ def logits_of(function: Stateless, weights: Weights, split: Split,
     buffers = function.buffers(weights) if buffers is None else buffers
     dtype = next(iter(weights.values())).dtype
     size = max(1, BATCH // split.labels[0].numel())
-    for images, labels in batches(function.task, split, size, dtype):
-        yield function(weights, buffers, images), labels
+    with keep_memory():
+        for images, labels in batches(function.task, split, size, dtype):
+            yield function(weights, buffers, images), labels
 
 
 def add_point(sums: Sums, row: int, function: Stateless, weights: Weights, split: Split) -> None:

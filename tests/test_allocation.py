@@ -1,0 +1,106 @@
+"""Memory that is kept for the next request while networks run."""
+
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from lossland import allocation
+from lossland.allocation import keep_memory
+
+GLIBC = allocation._library()
+BYTES = 64 * 2**20  # above what glibc takes from memory that it has
+
+
+class Told:
+    """A C library that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.options: dict[int, int] = {}
+        self.trims = 0
+
+    def mallopt(self, option: int, value: int) -> None:
+        self.options[option] = value
+
+    def malloc_trim(self, pad: int) -> None:
+        self.trims += 1
+
+
+def faults() -> int:
+    """Return how many new pages the system has to clear for ten large tensors after each other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(BYTES // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has from the system."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(GLIBC is None, reason="not glibc, or told how to allocate")
+def test_pages_are_used_again_inside_and_handed_back_at_the_end(monkeypatch):
+    monkeypatch.setattr(allocation, "_LONG", -1)
+    fresh, before = faults(), resident()
+    assert fresh >= 10 * BYTES // 2**21  # pages have 4 KiB, or 2 MiB where the system joins them
+    with keep_memory():
+        with keep_memory():
+            faults()
+        # A request may not fit into what one like it has left, once something small lies behind that.
+        assert faults() < fresh / 3
+        assert resident() - before > 0.8 * BYTES
+    assert resident() - before < 0.2 * BYTES
+
+
+def test_settings_come_back_at_the_end_of_the_outermost_one_even_after_an_error():
+    library = Told()
+    with pytest.raises(KeyError), keep_memory(lambda: library):
+        with keep_memory(lambda: library):
+            pass
+        assert library.options == allocation._KEEPING
+        raise KeyError
+    assert library.options == allocation._USUAL and library.trims == 0
+
+
+def test_long_ones_hand_back_what_was_keep_memory(monkeypatch):
+    monkeypatch.setattr(allocation, "_LONG", -1)
+    library = Told()
+    keep_memory(lambda: library)(lambda: None)()  # as a decorator
+    assert library.trims == 1
+
+
+def test_threads_do_not_end_each_others():
+    library, inside, leave = Told(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with keep_memory(lambda: library):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(10)
+    with keep_memory(lambda: library):
+        pass
+    assert library.options == allocation._KEEPING
+    leave.set()
+    thread.join()
+    assert library.options == allocation._USUAL
+
+
+@pytest.mark.parametrize("name, value", [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=3")])
+def test_what_the_user_has_chosen_stays(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert allocation._library() is None
+    with keep_memory():
+        pass
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_stay_as_they_are(platform, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert allocation._library() is None
