@@ -17,9 +17,10 @@ from lossland.families import Family, bezier, chain, line, point, simplex
 from lossland.figures import plot_path, plot_plane
 from lossland.figures.slider import slider
 from lossland.layers import Layer, permute, verify
+from lossland.legs import through_origin
 from lossland.metrics import barrier
 from lossland.neurons import pooled_centre
-from lossland.paths import Path, arc, join, segment, through_origin
+from lossland.paths import Path, arc, join, segment
 from lossland.planes import plane
 from lossland.recipes import endpoints, network, recipe_for, trained
 from lossland.search import worst

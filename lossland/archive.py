@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lossland.files import Corrupt, copied, pack, sealed, unpack, unsealed, write_whole
 from lossland.layers import Layer
-from lossland.legs import Groups, Moved, Swaps
+from lossland.legs import Groups, Moved, Powers, Swaps
 from lossland.neurons import Move
-from lossland.paths import Basis, Leg, Mix, Path, Powers, arc_basis, bezier_basis, chain_basis, linear_basis
+from lossland.paths import Basis, Leg, Mix, Path, arc_basis, bezier_basis, chain_basis, linear_basis
 from lossland.weights import Weights
 
 _FORM = "path-1"

@@ -16,7 +16,7 @@ from lossland.errors import choose
 from lossland.paths import Basis, Mix, Path, bezier_basis, chain_basis, linear_basis
 from lossland.paths import chain as chain_path
 from lossland.scalars import seed_of
-from lossland.weights import Weights, check_finite, check_match, mix
+from lossland.weights import Weights, check_finite, check_match, count, mix
 
 _DOMAINS = ("point", "interval", "simplex")
 
@@ -46,6 +46,10 @@ class Family:
         for i, point in enumerate(self.points):
             check_match(self.points[0], point, ("points[0]", f"points[{i}]"), dtypes=True)
             check_finite(point, f"points[{i}]")
+
+    def __repr__(self) -> str:
+        size = count(self.points[0])
+        return f"Family({self.kind!r}, {len(self.points)} points of {size:,} weights, free={self.free})"
 
     @property
     def bends(self) -> int:

@@ -1,8 +1,8 @@
-"""Legs that are not mixtures of fixed points: units moved by a `Move`, and the swaps of a permutation."""
+"""Legs that are not mixtures of fixed points: units that a `Move` carries, swaps of a permutation, powers of a factor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lossland.errors import choose
 from lossland.layers import Layer, axes, gather, permute, scatter, unit_count
 from lossland.neurons import Groups, Move, group_centre, swaps
-from lossland.paths import Leg, Mix, arc_basis, linear_basis
+from lossland.paths import Leg, Mix, Path, arc_basis, linear_basis, segment
 from lossland.weights import Weights, at, mix, stack
 
 _SLACK = 1e-3  # relative error of a move at its ends that counts as rounding
@@ -195,3 +195,47 @@ class Swaps:
         after = permute(self.weights, self.layers, self.arrangement(k + 1))
         # lerp leaves entries that do not change as they are, to the last bit.
         return {name: torch.lerp(tensor, after[name], u) for name, tensor in before.items()}
+
+
+@dataclass(frozen=True)
+class Powers:
+    """A leg on which each tensor is scaled by its own power of a shared factor: weights(s) = factor(s)^power * tensor.
+
+    Attributes:
+        weights: the point that is scaled.
+        powers: parameter name -> exponent.
+        factor: s (T,) -> (T,) in [0, 1].
+    """
+
+    weights: Weights
+    powers: Mapping[str, int]
+    factor: Callable[[Tensor], Tensor]
+
+    def __call__(self, s: Tensor) -> Weights:
+        """Return stacked weights with leading axis T at the positions s (T,)."""
+        scale, scaled = self.factor(s), {}
+        for name, tensor in self.weights.items():
+            power = (scale ** self.powers[name]).to(device=tensor.device, dtype=tensor.dtype)
+            scaled[name] = power.reshape(-1, *[1] * tensor.ndim) * tensor
+        return scaled
+
+
+def through_origin(a: Weights, b: Weights, powers: Mapping[str, int]) -> Path:
+    """Return the trivial curve from `a` to `b` through the origin: two legs, factor 1 -> 0 on `a`, then 0 -> 1 on `b`.
+
+    A ReLU network without normalisation computes factor^n times its logits on it, so that its predicted classes do not
+    change (but at the origin itself): connection for free, and nothing gained.
+
+    Args:
+        a, b: the ends.
+        powers: parameter name -> exponent: 1 for weights, the layer's depth i for biases (`layers.depths`).
+
+    Raises:
+        ValueError: if the ends do not match or a parameter has no power.
+
+    Source: G18 A.6: W_i(t) = t W_i, b_i(t) = t^i b_i.
+    """
+    segment(a, b)  # checks that the ends match
+    if missing := sorted(a.keys() - powers.keys()):
+        raise ValueError(f"powers must give an exponent for every parameter, got none for {missing}")
+    return Path((Powers(a, powers, lambda s: 1 - s), Powers(b, powers, lambda s: s)))

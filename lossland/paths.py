@@ -6,7 +6,7 @@ their coefficients, so that whoever evaluates the path can share work between po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from lossland.bases import Basis, arc_basis, bezier_basis, chain_basis, linear_basis
 from lossland.weights import Weights, at, check_finite, check_match, distance, mix
 
-__all__ = ["Basis", "Leg", "Mix", "Path", "Powers", "adds_up", "arc", "arc_basis", "bezier", "bezier_basis", "chain",
-           "chain_basis", "join", "linear_basis", "segment", "through_origin"]
+__all__ = ["Basis", "Leg", "Mix", "Path", "adds_up", "arc", "arc_basis", "bezier", "bezier_basis", "chain",
+           "chain_basis", "join", "linear_basis", "segment"]
 
 Leg = Callable[[Tensor], Weights]
 
@@ -73,30 +73,6 @@ def adds_up(coefficients: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Powers:
-    """A leg on which each tensor is scaled by its own power of a shared factor: weights(s) = factor(s)^power * tensor.
-
-    Attributes:
-        weights: the point that is scaled.
-        powers: parameter name -> exponent.
-        factor: s (T,) -> (T,) in [0, 1].
-    """
-
-    weights: Weights
-    powers: Mapping[str, int]
-    factor: Callable[[Tensor], Tensor]
-
-    def __call__(self, s: Tensor) -> Weights:
-        """Return stacked weights with leading axis T at the positions s (T,)."""
-        scale = self.factor(s)
-        scaled = {}
-        for name, tensor in self.weights.items():
-            power = (scale ** self.powers[name]).to(device=tensor.device, dtype=tensor.dtype)
-            scaled[name] = power.reshape(-1, *[1] * tensor.ndim) * tensor
-        return scaled
-
-
-@dataclass(frozen=True)
 class Path:
     """A continuous path through weight space.
 
@@ -115,6 +91,10 @@ class Path:
     def __post_init__(self) -> None:
         if not self.legs:
             raise ValueError("legs must hold at least one leg, got none")
+
+    def __repr__(self) -> str:
+        kinds = dict.fromkeys(getattr(leg, "__name__", type(leg).__name__) for leg in self.legs)
+        return f"Path({len(self.legs)} leg{'s' * (len(self.legs) > 1)}: {', '.join(kinds)})"
 
     def locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the leg number (T,) int64 and the position s in [0, 1] (T,) on that leg.
@@ -233,10 +213,10 @@ def arc(a: Weights, b: Weights, centre: Weights) -> Path:
     return Path((Mix(_checked((a, b, centre), ("a", "b", "centre")), arc_basis),))
 
 
-def _names(points: Sequence[Weights]) -> list[str]:
+def _several(points: Sequence[Weights]) -> tuple[Weights, ...]:
     if len(points) < 2:
         raise ValueError(f"points must hold at least the two ends, got {len(points)}")
-    return [f"points[{i}]" for i in range(len(points))]
+    return _checked(points, [f"points[{i}]" for i in range(len(points))])
 
 
 def chain(points: Sequence[Weights]) -> Path:
@@ -247,7 +227,7 @@ def chain(points: Sequence[Weights]) -> Path:
 
     Source: G18 section 3.2.1 and A.1.
     """
-    _checked(points, _names(points))
+    points = _several(points)
     return Path(tuple(Mix((p, q), linear_basis) for p, q in zip(points[:-1], points[1:], strict=True)))
 
 
@@ -259,37 +239,19 @@ def bezier(points: Sequence[Weights]) -> Path:
 
     Source: G18 section 3.2.2 and A.1.
     """
-    bends = len(_checked(points, _names(points))) - 2
-    return Path((Mix(tuple(points), lambda s: bezier_basis(s, bends)),))
-
-
-def through_origin(a: Weights, b: Weights, powers: Mapping[str, int]) -> Path:
-    """Return the trivial curve from `a` to `b` through the origin: two legs, factor 1 -> 0 on `a`, then 0 -> 1 on `b`.
-
-    A ReLU network without normalisation computes factor^n times its logits on it, so that its predicted classes do not
-    change (but at the origin itself): connection for free, and nothing gained.
-
-    Args:
-        a, b: the ends.
-        powers: parameter name -> exponent: 1 for weights, the layer's depth i for biases (`layers.depths`).
-
-    Raises:
-        ValueError: if the ends do not match or a parameter has no power.
-
-    Source: G18 A.6: W_i(t) = t W_i, b_i(t) = t^i b_i.
-    """
-    _checked((a, b), ("a", "b"))
-    if missing := sorted(a.keys() - powers.keys()):
-        raise ValueError(f"powers must give an exponent for every parameter, got none for {missing}")
-    return Path((Powers(a, powers, lambda s: 1 - s), Powers(b, powers, lambda s: s)))
+    points = _several(points)
+    return Path((Mix(points, lambda s: bezier_basis(s, len(points) - 2)),))
 
 
 def join(*paths: Path) -> Path:
     """Return the paths one after the other; every leg has an equal share of t.
 
     Raises:
+        TypeError: for anything but paths.
         ValueError: if a path does not start where the one before it ends, to 1e-6 of the point's norm.
     """
+    if strange := [path for path in paths if not isinstance(path, Path)]:
+        raise TypeError(f"paths must be given one by one, as in join(p, q), got a {type(strange[0]).__name__}")
     for i, (first, second) in enumerate(zip(paths[:-1], paths[1:], strict=True)):
         end, start = first.point(1.0), second.point(0.0)
         gap, size = distance(end, start), distance(end, {k: torch.zeros_like(v) for k, v in end.items()})

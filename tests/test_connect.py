@@ -15,9 +15,9 @@ from lossland.archive import load_path, save_path
 from lossland.connect import connect
 from lossland.evaluation import evaluate, predict
 from lossland.layers import permute
-from lossland.legs import Moved, Swaps
+from lossland.legs import Moved, Swaps, through_origin
 from lossland.neurons import cycles
-from lossland.paths import Mix, Path, arc, bezier, chain, linear_basis, segment, through_origin
+from lossland.paths import Mix, Path, arc, bezier, chain, linear_basis, segment
 from lossland.weights import Weights, count, distance
 
 TASK = make_task(shape=(1, 5, 5), train=120)

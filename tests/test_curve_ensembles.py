@@ -15,7 +15,8 @@ from lossland.ensembles.curve_ensembles import (CurvePoints, curve_ensemble, cur
 from lossland.ensembles.diversity import disagreement, disagreements, distances
 from lossland.evaluation import evaluate, predict, scoring
 from lossland.layers import depths
-from lossland.paths import Path, segment, through_origin
+from lossland.legs import through_origin
+from lossland.paths import Path, segment
 from lossland.weights import distance
 
 SHAPE = (1, 8, 8)

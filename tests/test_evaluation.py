@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from conftest import make_task
 from lossland import evaluation as ev
-from lossland import families, metrics, models, paths
+from lossland import families, legs, metrics, models, paths
 from lossland.evaluation.lengths import Lengths
 from lossland.layers import depths, permute
 from lossland.planes import in_plane, plane, plane_coordinates
@@ -93,7 +93,7 @@ def test_the_trivial_curve_keeps_accuracy_and_changes_the_loss():
     net, (a, b, _) = ends("fc3")
     where = depths(net.layers())
     powers = {key: where[key.rsplit(".", 1)[0]] if key.endswith("bias") else 1 for key in a}
-    table = ev.evaluate(net, paths.through_origin(a, b, powers), TASK, points=[0.0, 0.2, 0.4, 0.5, 0.6, 1.0], splits=("test",))
+    table = ev.evaluate(net, legs.through_origin(a, b, powers), TASK, points=[0.0, 0.2, 0.4, 0.5, 0.6, 1.0], splits=("test",))
     first = table[table.t < 0.5].accuracy
     assert (first == first.iloc[0]).all()
     assert table[table.t == 0.5].nll.item() == pytest.approx(np.log(3))

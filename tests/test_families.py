@@ -140,3 +140,7 @@ def test_a_family_over_an_interval_gives_its_networks_as_its_path_does(make):
     assert_close(family.point(0.3), family.path().point(0.3), rtol=0, atol=0)
     with pytest.raises(ValueError, match="got a simplex"):
         families.simplex([A, B, C]).point(0.5)
+
+
+def test_a_family_shows_its_size_and_no_numbers():
+    assert repr(families.bezier(A, B, bends=1)) == "Family('bezier', 3 points of 12 weights, free=(False, True, False))"

@@ -10,7 +10,8 @@ from lossland import models
 from lossland.evaluation import evaluate, sharing
 from lossland.neurons import pooled_centre
 from lossland.pairwise import pairs
-from lossland.paths import Path, Powers, arc, chain, segment
+from lossland.legs import Powers
+from lossland.paths import Path, arc, chain, segment
 from lossland.weights import Weights
 
 TASK = make_task(shape=(1, 8, 8), train=40, test=17)

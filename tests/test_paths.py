@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lossland import paths
+from lossland import legs, paths
 from lossland.weights import Weights, distance
 
 
@@ -20,7 +20,7 @@ PATHS = {
     "arc": paths.arc(A, B, C),
     "chain": paths.chain([A, C, D, B]),
     "bezier": paths.bezier([A, C, D, B]),
-    "trivial": paths.through_origin(A, B, POWERS),
+    "trivial": legs.through_origin(A, B, POWERS),
     "joined": paths.join(paths.arc(A, C, D), paths.segment(C, B)),
 }
 
@@ -164,10 +164,23 @@ def test_bad_paths_are_refused_by_name():
     with pytest.raises(ValueError, match="paths\\[1\\] must start where paths\\[0\\] ends, got a jump"):
         paths.join(paths.segment(A, B), paths.segment(C, D))
     with pytest.raises(ValueError, match="got none for \\['b'\\]"):
-        paths.through_origin(A, B, {"w": 1})
+        legs.through_origin(A, B, {"w": 1})
     with pytest.raises(ValueError, match="bends must be >= 0, got -1"):
         paths.bezier_basis(torch.tensor([0.5]), -1)
     with pytest.raises(ValueError, match="at least two increasing positions, got \\[0.5\\]"):
         PATHS["segment"].steps(torch.tensor([0.5]))
     with pytest.raises(ValueError, match="per_leg must be >= 2"):
         PATHS["segment"].grid(1)
+
+
+@pytest.mark.parametrize("wrong", [[paths.segment(A, B), paths.segment(B, C)], paths.segment(A, B).legs[0], A])
+def test_join_takes_paths_one_by_one(wrong):
+    with pytest.raises(TypeError, match=rf"one by one, as in join\(p, q\), got a {type(wrong).__name__}"):
+        paths.join(wrong)
+
+
+@pytest.mark.parametrize("name, shown", [("segment", "Path(1 leg: Mix)"), ("chain", "Path(3 legs: Mix)"),
+                                         ("trivial", "Path(2 legs: Powers)")])
+def test_a_path_shows_its_legs_and_no_numbers(name, shown):
+    assert repr(PATHS[name]) == shown
+    assert repr(paths.Path((torch.sin, PATHS[name].legs[0]))).startswith("Path(2 legs: sin, ")

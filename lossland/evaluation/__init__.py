@@ -128,8 +128,8 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
         bytes of each weight, "float32", "float64" or "bfloat16"), and way. Networks with one hidden layer: "sweep"
         (compiled), "fused" (a loop over t that shares products), "reference" (the same loop, asked for by `exact`),
         "swap sweep" (permutation stages, compiled), "rank two" (the same in plain torch: `exact`, or for units that are
-        no ReLUs). Others: "shared prefix", "shared first layer", "one by one". A
-        path whose legs are scored in several ways has all their names, such as "fused + swap sweep".
+        no ReLUs). Others: "shared prefix", "shared first layer" (where mixing costs less than its products), "one by
+        one". A path whose legs are scored in several ways has all their names, such as "fused + swap sweep".
         Where asked for: nodes (t that were evaluated), refined (legs that needed more nodes than given), images,
         statistics, seed, and bfloat16_error, the largest change of nll against float32 at both ends and the worst
         point, on up to 1000 images of each split.
