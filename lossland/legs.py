@@ -1,4 +1,4 @@
-"""Legs that are not mixtures of fixed points: units that a `Move` carries, swaps of a permutation, powers of a factor."""
+"""Legs that are no mixtures of fixed points: units that a `Move` carries, swaps of a permutation, scaled weights."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from lossland.evaluation.scoring import Sums
 from lossland.evaluation.sharing import Job, score_jobs
 from lossland.families import Family
 from lossland.paths import Mix, Path, segment
+from lossland.scalars import flag
 from lossland.tasks import Split, Task
 from lossland.weights import Weights
 
@@ -68,6 +69,7 @@ def pairs(net: nn.Module, networks: Iterable[Weights], task: Task, *, path: Betw
     Source: all pairs of independent optima, for which AY20 section 5 and G18 section 4 show one.
     """
     check_task(net, task)
+    exact, progress = flag("exact", exact), flag("progress", progress)
     check_precision(precision)
     _check_function(path)
     networks, points = _several(net, networks), None if points is None else as_points(points)

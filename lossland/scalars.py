@@ -5,6 +5,8 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 
 def whole(name: str, value: Any) -> int:
     """Return a whole number as Python's.
@@ -38,14 +40,19 @@ def number(name: str, value: Any) -> int | float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return True or False.
+    """Return True or False as Python's.
 
     Raises:
         TypeError: for anything else.
+
+    Examples:
+        >>> import numpy as np
+        >>> flag("exact", np.float64(2) > 1)
+        True
     """
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
+    return bool(value)
 
 
 def seed_of(value: Any) -> int:

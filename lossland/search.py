@@ -18,6 +18,7 @@ from lossland.evaluation.dense import one_hidden
 from lossland.evaluation.walks import swept
 from lossland.families import Family
 from lossland.paths import Mix, Path
+from lossland.scalars import flag
 from lossland.tasks import Task
 
 METRICS = {"nll": 1.0, "ece": 1.0, "error": 1.0, "accuracy": -1.0}  # -1: small is bad
@@ -97,6 +98,7 @@ def worst(net: nn.Module, path: Path | Family, task: Task, *, points: int | Sequ
     check_tolerance(tolerance)
     check_whole("most", most, 0)
     check_task(net, task)
+    exact, progress = flag("exact", exact), flag("progress", progress)
     whole = as_path(path)
     dense = one_hidden(net)
     if points is None and not exact and swept(dense, whole, _DENSE):

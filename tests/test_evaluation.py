@@ -12,7 +12,9 @@ from lossland import evaluation as ev
 from lossland import families, legs, metrics, models, paths
 from lossland.evaluation.lengths import Lengths
 from lossland.layers import depths, permute
+from lossland.pairwise import pairs
 from lossland.planes import in_plane, plane, plane_coordinates
+from lossland.search import worst
 from lossland.weights import Weights, at, distance, mix, to_vector
 
 KINDS = {  # network -> the way in which its legs are evaluated where first layers are mixed, however small they are
@@ -138,6 +140,10 @@ def test_a_users_network_without_a_layer_list_works_too():
 
 
 @pytest.mark.parametrize("call, error, message", [
+    (lambda n, a, b: ev.evaluate(n, paths.segment(a, b), TASK, exact="no"), TypeError, "exact must be True or False, got 'no'"),
+    (lambda n, a, b: ev.evaluate(n, paths.segment(a, b), TASK, progress=1), TypeError, "progress must be True or False, got 1"),
+    (lambda n, a, b: worst(n, paths.segment(a, b), TASK, exact="no"), TypeError, "exact must be True or False, got 'no'"),
+    (lambda n, a, b: pairs(n, [a, b], TASK, exact="no"), TypeError, "exact must be True or False, got 'no'"),
     (lambda n, a, b: ev.evaluate(n, paths.segment(a, b), TASK, points=[0.5, 1.2]), ValueError, "t must lie in \\[0, 1\\], got 1.2"),
     (lambda n, a, b: ev.evaluate(n, paths.segment(a, b), TASK, points=1), ValueError, "points must be >= 2, got 1"),
     (lambda n, a, b: ev.evaluate(n, paths.segment(a, b), TASK, splits="test"), TypeError, "sequence of names"),

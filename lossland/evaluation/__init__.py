@@ -23,6 +23,7 @@ from lossland.evaluation.subsets import check_count, drawn
 from lossland.families import Family
 from lossland.legs import Swaps
 from lossland.paths import Path
+from lossland.scalars import flag
 from lossland.tasks import Split, Task
 from lossland.weights import Weights, check_belongs, check_finite
 
@@ -145,6 +146,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
     Source: worst accuracy along a path: AY20 section 5; Min, Int, Max: G18 A.3 (`metrics.along`); ECE: W21 section 4.3.
     """
     check_task(net, task)
+    exact, progress = flag("exact", exact), flag("progress", progress)
     check_precision(precision)
     check_nodes(nodes, tolerance)
     check_count("images", images)
