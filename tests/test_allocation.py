@@ -1,5 +1,6 @@
 """Memory that is kept for the next request while networks run."""
 
+import copy
 import resource
 import sys
 import threading
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from lossland import allocation
+from lossland import allocation, batchnorm, evaluation, families, paths, training
 from lossland.allocation import keep_memory
 
 GLIBC = allocation._library()
@@ -104,3 +106,38 @@ def test_what_the_user_has_chosen_stays(name, value, monkeypatch):
 def test_other_systems_stay_as_they_are(platform, monkeypatch):
     monkeypatch.setattr(sys, "platform", platform)
     assert allocation._library() is None
+
+
+class Watching(nn.Module):
+    """A network that notes whether memory is kept while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+        self.seen: set[bool] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.add(allocation._open > 0)
+        return self.head(self.norm(self.first(images.flatten(1))))
+
+
+@pytest.mark.parametrize("run", [
+    lambda net, w, task: training.fit(net, families.point(w), task, training.Recipe(epochs=1, lr=0.1, batch_size=32)),
+    lambda net, w, task: evaluation.evaluate(net, paths.segment(w, {name: 2 * value for name, value in w.items()}), task),
+    lambda net, w, task: evaluation.predict(net, w, task),
+    lambda net, w, task: batchnorm.refresh(net, w, task.prepare(task.train.images)),
+], ids=["training", "a path", "one network", "batch-norm statistics"])
+def test_memory_is_kept_while_networks_run(run, task, monkeypatch):
+    net = Watching()
+    seen = net.seen
+    monkeypatch.setattr(Watching, "__deepcopy__", lambda self, memo: copied(self, memo, seen), raising=False)
+    run(net, {name: p.detach().clone() for name, p in net.named_parameters()}, task)
+    assert seen == {True} and allocation._open == 0
+
+
+def copied(net: nn.Module, memo: dict, seen: set[bool]) -> nn.Module:
+    """Return a copy that notes what it sees in the same place."""
+    memo[id(seen)] = seen
+    new = net.__class__.__new__(net.__class__)
+    new.__dict__.update(copy.deepcopy(net.__dict__, memo))
+    return new

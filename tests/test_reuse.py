@@ -263,10 +263,15 @@ def test_little_memory_changes_nothing(name, monkeypatch):
         assert_close(torch.tensor(small.nll.values), torch.tensor(whole.nll.values), rtol=1e-9, atol=0)
 
 
-def test_passes_are_so_small_that_their_results_stay_in_cache(monkeypatch):
+@pytest.mark.parametrize("shared", [True, False])
+def test_passes_are_so_small_that_their_results_stay_in_cache(shared, monkeypatch):
+    monkeypatch.setattr(mixtures, "_WORTH", 0 if shared else 1e9)
     net, names = built(NETS["conv"])
-    path = paths.Path((paths.Mix((draw(net, 1), {**draw(net, 1), names[-1]: draw(net, 2)[names[-1]]}), paths.linear_basis),))
+    a, b = draw(net, 1), draw(net, 2)
+    end = {**a, names[-1]: b[names[-1]]} if shared else b
+    path = paths.Path((paths.Mix((a, end), paths.linear_basis),))
     whole = ev.evaluate(net, path, TASK, points=4, splits=("train",))
+    assert whole.attrs["way"] == ("shared prefix" if shared else "one by one")
     seen: list[int] = []
     monkeypatch.setattr(mixtures, "Batch", lambda span, images, **kind: seen.append(len(images)) or Batch(span, images, **kind))
     for cache, least, expected in ((3 * 2 * 64 * 8, 1, 3), (1, 2, 2)):  # two maps of 64 pixels, float64
