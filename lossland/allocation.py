@@ -16,12 +16,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _MMAP_MAX = -3, -1, -4  # numbers of mallopt's options, malloc.h
-_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}  # no pages of their own; nothing is handed back
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}  # no pages of their own; nothing is handed back
 # What glibc comes to by itself once a tensor of 32 MiB has been freed, and the number of maps that it starts with.
 _USUAL = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
 _LONG = 0.1  # seconds after which what was kept is handed back at the end: looking for it takes milliseconds
-_lock = threading.Lock()
-_open = 0
+
+
+class _Blocks:
+    """The blocks of this process in which memory is kept: how many there are, and since when."""
+
+    def __init__(self) -> None:
+        self.lock, self.count, self.since = threading.Lock(), 0, 0.0
+
+    def enter(self, library: ctypes.CDLL) -> None:
+        with self.lock:
+            self.count += 1
+            if self.count == 1:
+                self.since = time.monotonic()
+                _tell(library, _KEEPING)
+
+    def leave(self, library: ctypes.CDLL) -> None:
+        with self.lock:
+            self.count -= 1
+            if ended := self.count == 0:
+                _tell(library, _USUAL)
+            long = time.monotonic() - self.since > _LONG
+        if ended and long:
+            library.malloc_trim(0)
+
+
+_blocks = _Blocks()
 
 
 def _library() -> ctypes.CDLL | None:
@@ -38,29 +62,35 @@ def _tell(library: ctypes.CDLL, options: dict[int, int]) -> None:
         library.mallopt(option, value)
 
 
+def _forked() -> None:
+    """Start anew in a forked child: it has only the thread that forked, which may leave no block of its parent."""
+    global _blocks
+    inside, _blocks = _blocks.count, _Blocks()
+    if inside and (library := _library()):
+        _tell(library, _USUAL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 @contextmanager
 def keep_memory(library: Callable[[], ctypes.CDLL | None] = _library) -> Iterator[None]:
-    """Keep freed memory of the process for its next requests; also a decorator. May be nested, in several threads.
+    """Keep freed memory of the process for its next requests; also a decorator. Blocks may be nested and overlap.
 
-    At the end of the outermost one the usual settings come back, and so does, to the system, what was kept. Other C
-    libraries, and a glibc that environment variables (MALLOC_..., GLIBC_TUNABLES) have told how to allocate, stay as
-    they are.
+    At the end of the last block the usual settings come back, and after a tenth of a second or more so does, to the
+    system, what was kept. Requests of the main thread gain: in other threads glibc gives what is larger than 64 MiB
+    pages of its own whatever it is told. Other C libraries, and a glibc that environment variables (MALLOC_...,
+    GLIBC_TUNABLES) have told how to allocate, as Dask does for the workers that it starts, stay as they are.
 
     Args:
         library: returns the C library, or None where it is to be left alone.
     """
-    global _open
-    found, start = library(), time.monotonic()
-    with _lock:
-        _open += 1
-        if found and _open == 1:
-            _tell(found, _KEEPING)
+    found, blocks = library(), _blocks
+    if found:
+        blocks.enter(found)
     try:
         yield
     finally:
-        with _lock:
-            _open -= 1
-            if found and _open == 0:
-                _tell(found, _USUAL)
-                if time.monotonic() - start > _LONG:
-                    found.malloc_trim(0)
+        if found and blocks is _blocks:  # not in a child that was forked inside
+            blocks.leave(found)

@@ -251,7 +251,8 @@ def join(*paths: Path) -> Path:
         ValueError: if a path does not start where the one before it ends, to 1e-6 of the point's norm.
     """
     if strange := [path for path in paths if not isinstance(path, Path)]:
-        raise TypeError(f"paths must be given one by one, as in join(p, q), got a {type(strange[0]).__name__}")
+        raise TypeError("paths must be given one by one, as in join(p, q), and a family as family.path(), "
+                        f"got a {type(strange[0]).__name__}")
     for i, (first, second) in enumerate(zip(paths[:-1], paths[1:], strict=True)):
         end, start = first.point(1.0), second.point(0.0)
         gap, size = distance(end, start), distance(end, {k: torch.zeros_like(v) for k, v in end.items()})

@@ -86,6 +86,7 @@ class Recording(_Mode):
         least: multiply-adds per number of a result below which it is computed anew instead of mixed.
 
     Attributes:
+        mixes: whether results at the k points are kept.
         bytes: of what is kept for later passes.
         largest: bytes of the largest result of an operation, views left out.
     """
@@ -95,7 +96,7 @@ class Recording(_Mode):
                  limit: float = math.inf, least: float = 0) -> None:
         super().__init__()
         self.steps: list[_Step] = []
-        self.safe, self.skipped, self.bytes, self.largest = True, 0, 0, 0
+        self.safe, self.mixes, self.skipped, self.bytes, self.largest = True, False, 0, 0, 0
         self._moving = {_place(x) for x in moving}
         self._leaves = {_place(first): (first, values) for first, values in leaves}
         assert len(self._leaves) == len(leaves), "moving parameters must not share memory"
@@ -175,7 +176,7 @@ class Recording(_Mode):
         if self.bytes + count * first.nbytes > self._limit:
             return None
         step.parts = [first, *(self._at(step, flat, spec, moved, j) for j in range(1, count))]
-        self.bytes += count * first.nbytes
+        self.bytes, self.mixes = self.bytes + count * first.nbytes, True
         for i in step.given:  # no longer needed
             self._kept[_place(tensors[i])].remove((step, i))
             if not self._kept[_place(tensors[i])]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from lossland.allocation import keep_memory
 from lossland.ensembles.scores import checked_members
 from lossland.errors import choose
 from lossland.evaluation.scoring import Stateless, Sums, check_task, logits_of
@@ -99,6 +100,7 @@ def best_changes(table: pd.DataFrame, *, keep: str = "standard", name: str = "be
     return pd.concat([table[table["name"] == keep], best.assign(name=name)], ignore_index=True)
 
 
+@keep_memory()
 def _accuracy(function: Stateless, weights: Weights, buffers: dict[str, torch.Tensor], task: Task, split: str) -> float:
     part, sums = task.split(split), Sums.zeros(1)
     for logits, labels in logits_of(function, weights, part, buffers):

@@ -1,6 +1,7 @@
 """Memory that is kept for the next request while networks run."""
 
 import copy
+import os
 import resource
 import sys
 import threading
@@ -58,7 +59,8 @@ def test_pages_are_used_again_inside_and_handed_back_at_the_end(monkeypatch):
     assert resident() - before < 0.2 * BYTES
 
 
-def test_settings_come_back_at_the_end_of_the_outermost_one_even_after_an_error():
+def test_settings_come_back_at_the_end_of_the_outermost_one_even_after_an_error(monkeypatch):
+    monkeypatch.setattr(allocation, "_LONG", 1e9)
     library = Told()
     with pytest.raises(KeyError), keep_memory(lambda: library):
         with keep_memory(lambda: library):
@@ -68,7 +70,7 @@ def test_settings_come_back_at_the_end_of_the_outermost_one_even_after_an_error(
     assert library.options == allocation._USUAL and library.trims == 0
 
 
-def test_long_ones_hand_back_what_was_keep_memory(monkeypatch):
+def test_long_ones_hand_back_what_was_kept(monkeypatch):
     monkeypatch.setattr(allocation, "_LONG", -1)
     library = Told()
     keep_memory(lambda: library)(lambda: None)()  # as a decorator
@@ -94,12 +96,43 @@ def test_threads_do_not_end_each_others():
     assert library.options == allocation._USUAL
 
 
+def test_the_time_of_the_first_block_counts_not_of_the_last(monkeypatch):
+    monkeypatch.setattr(allocation, "_LONG", 5)
+    library = Told()
+    times = iter([0.0, 9.0])
+    monkeypatch.setattr(allocation.time, "monotonic", lambda: next(times, 9.0))
+    first, second = keep_memory(lambda: library), keep_memory(lambda: library)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert library.trims == 0
+    second.__exit__(None, None, None)
+    assert library.trims == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_child_starts_anew():
+    library = Told()
+    with keep_memory(lambda: library):
+        allocation._blocks.lock.acquire()  # as another thread may have it
+        child = os.fork()
+        if child == 0:
+            with keep_memory(lambda: library):
+                right = allocation._blocks.count == 1
+            os._exit(0 if right and allocation._blocks.count == 0 and library.options == allocation._USUAL else 1)
+        allocation._blocks.lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert allocation._blocks.count == 1
+
+
 @pytest.mark.parametrize("name, value", [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=3")])
 def test_what_the_user_has_chosen_stays(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     assert allocation._library() is None
+    before = allocation._blocks.count
     with keep_memory():
-        pass
+        assert allocation._blocks.count == before
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
@@ -117,10 +150,11 @@ class Watching(nn.Module):
         self.seen: set[bool] = set()
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.add(allocation._open > 0)
+        self.seen.add(allocation._blocks.count > 0)
         return self.head(self.norm(self.first(images.flatten(1))))
 
 
+@pytest.mark.skipif(GLIBC is None, reason="not glibc, or told how to allocate")
 @pytest.mark.parametrize("run", [
     lambda net, w, task: training.fit(net, families.point(w), task, training.Recipe(epochs=1, lr=0.1, batch_size=32)),
     lambda net, w, task: evaluation.evaluate(net, paths.segment(w, {name: 2 * value for name, value in w.items()}), task),
@@ -132,7 +166,7 @@ def test_memory_is_kept_while_networks_run(run, task, monkeypatch):
     seen = net.seen
     monkeypatch.setattr(Watching, "__deepcopy__", lambda self, memo: copied(self, memo, seen), raising=False)
     run(net, {name: p.detach().clone() for name, p in net.named_parameters()}, task)
-    assert seen == {True} and allocation._open == 0
+    assert seen == {True} and allocation._blocks.count == 0
 
 
 def copied(net: nn.Module, memo: dict, seen: set[bool]) -> nn.Module:

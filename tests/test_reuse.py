@@ -15,6 +15,7 @@ from lossland import models, paths
 from lossland.evaluation import mixtures, scoring
 from lossland.evaluation.reuse import Batch, Member, Span
 from lossland.recording import Recording
+from lossland.tasks import Split, Task
 from lossland.weights import Weights, from_vector, skeleton
 
 TASK = make_task(shape=(1, 8, 8))
@@ -274,14 +275,70 @@ def test_passes_are_so_small_that_their_results_stay_in_cache(shared, monkeypatc
     assert whole.attrs["way"] == ("shared prefix" if shared else "one by one")
     seen: list[int] = []
     monkeypatch.setattr(mixtures, "Batch", lambda span, images, **kind: seen.append(len(images)) or Batch(span, images, **kind))
-    for cache, least, expected in ((3 * 2 * 64 * 8, 1, 3), (1, 2, 2)):  # two maps of 64 pixels, float64
+    map_bytes = 2 * 64 * 8  # two maps of 64 pixels, float64
+    for cache, least, memory, expected in ((3 * map_bytes, 1, 1e9, 3), (1, 4, 1e9, 4), (1, 4, 2 * map_bytes, 2)):
         monkeypatch.setattr(mixtures, "_CACHE", cache)
-        monkeypatch.setattr(mixtures, "_LEAST", least)
+        monkeypatch.setattr(mixtures, "_LEAST", 1)
         monkeypatch.setattr(mixtures, "_LEAST_HEAVY", least)  # any weights are more than such a cache
+        monkeypatch.setattr(scoring, "SHARED", memory)
         small = ev.evaluate(net, path, TASK, points=4, splits=("train",))
         assert_close(torch.tensor(small.nll.values), torch.tensor(whole.nll.values), rtol=1e-9, atol=0)
         assert max(seen) == expected and sum(seen) == len(TASK.train)
         seen.clear()
+
+
+@pytest.mark.parametrize("way, make", [
+    ("one by one", lambda: nn.Sequential(nn.Embedding(5, 8), nn.Tanh(), nn.Linear(8, 5), Turned())),
+    ("shared first layer", lambda: nn.Sequential(OneHot(), nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 5), Turned())),
+])
+def test_passes_over_a_text_have_as_many_words_as_others_have_images(way, make, monkeypatch):
+    words = torch.randint(5, (70, 36), generator=torch.Generator().manual_seed(0))
+    split = Split(words[:, :-1].contiguous(), words[:, 1:].contiguous())
+    net = make().double()
+    task = Task("text", split, split, None, 5, 1.0, (), (), words=tuple("abcde"))
+    seen: list[int] = []
+    monkeypatch.setattr(mixtures, "Batch", lambda span, images, **kind: seen.append(len(images)) or Batch(span, images, **kind))
+    table = ev.evaluate(net, paths.segment(draw(net, 1), draw(net, 2)), task, points=4, splits=("train",))
+    assert table.attrs["way"] == way and seen == [28, 28, 14]  # windows of 35 words: 980 of the 1000 in a pass
+    seen.clear()
+    monkeypatch.setattr(mixtures, "_CACHE", 20 * 35 * 8 * 8)  # twenty results of a layer of eight units, float64
+    small = ev.evaluate(net, paths.segment(draw(net, 1), draw(net, 2)), task, points=4, splits=("train",))
+    assert seen == [20, 20, 20, 10]
+    assert_close(torch.tensor(small.nll.values), torch.tensor(table.nll.values), rtol=1e-12, atol=0)
+
+
+class OneHot(nn.Module):
+    """Words as rows of zeros and a one."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        return nn.functional.one_hot(words, 5).double()
+
+
+class Turned(nn.Module):
+    """Logits of each word as (b, C, L)."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.transpose(1, 2)
+
+
+def test_networks_that_compute_nothing_are_evaluated():
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.logits.expand(len(images), 3)
+
+    net, names = built(Constant)
+    assert ev.evaluate(net, paths.segment(draw(net, 1), draw(net, 2)), TASK, points=4).nll.notna().all()
+
+
+def test_what_images_alone_decide_is_not_called_a_shared_first_layer():
+    net, _ = built(NETS["conv"])
+    ends = [{name: value.float() for name, value in draw(net, seed).items()} for seed in (1, 2)]
+    table = ev.evaluate(net.float(), paths.segment(*ends), TASK, points=5, precision="bfloat16")
+    assert table.attrs["way"] == "one by one"  # autocast makes bfloat16 of the images once
 
 
 def test_no_more_than_the_limit_is_kept():

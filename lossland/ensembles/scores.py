@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lossland.allocation import keep_memory
 from lossland.ensembles.averaging import Average
 from lossland.evaluation import check_split
 from lossland.evaluation.arguments import single
@@ -84,6 +85,7 @@ def next_temperature(temperatures: Iterator[float], count: int) -> float:
     return value
 
 
+@keep_memory()
 def outputs(function: Stateless, weights: Weights, split: Split, buffers: Buffers | None = None) -> Tensor:
     """Return the logits (N, C) of one network on a split in float64, one row per label.
 

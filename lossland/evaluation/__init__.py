@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lossland.allocation import keep_memory
 from lossland.evaluation.arguments import as_path, as_points, check_task, check_whole, single
 from lossland.evaluation.first_layers import check_precision
 from lossland.evaluation.frames import Scorer, bfloat16_error, framed
@@ -179,6 +180,7 @@ def evaluate(net: nn.Module, path: Path | Family, task: Task, *,
 
 
 @torch.no_grad()
+@keep_memory()
 def predict(net: nn.Module, weights: Weights, task: Task, split: str = "test") -> Tensor:
     """Return the logits (N, C) of one network on a split; batch-norm statistics are re-estimated on the training split.
 

@@ -34,6 +34,11 @@ _LEAST, _LEAST_HEAVY = 16, 256
 _WORTH = 40  # multiply-adds per number and point
 
 
+def _most(split: Split) -> int:
+    """Return how many images, or texts of so many words, make a pass that nothing else limits."""
+    return max(1, scoring.BATCH // split.labels[0].numel())
+
+
 def skeletons_of(net: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Return private copies of a network: for scores, and for the estimation of batch-norm statistics."""
     return skeleton(net), estimating(net)
@@ -92,7 +97,8 @@ class Mixtures:
         span = self._span(members)
         cost = self._cost(span, members, self.task.split(next(iter(totals))))
         if cost and cost.shares:
-            self.way = "shared first layer" if span.moving >= self.points[0].keys() else "shared prefix"
+            prefix = not span.moving >= self.points[0].keys()
+            self.way = "shared prefix" if prefix else "shared first layer" if cost.mixes else self.way
         for name, sums in totals.items():
             split, here = self.task.split(name), sums.like(len(where), self.like.device)
             for block in self._blocks(split, cost):
@@ -120,10 +126,11 @@ class Mixtures:
         """Yield a split in runs of batches (images, labels) that fit into memory with what members keep of them."""
         images, _ = next(self._images(split, 1))
         each = cost.mixed if cost else images.nbytes
-        size = max(1, int(min(scoring.BATCH, scoring.SHARED / each)))
+        size = max(1, int(min(_most(split), scoring.SHARED / each)))
         if cost and images.device.type == "cpu":
             heavy = sum(tensor.nbytes for tensor in self.points[0].values()) > _CACHE
-            size = min(size, max(_LEAST_HEAVY if heavy else _LEAST, int(_CACHE / cost.largest)))
+            least = max(_LEAST, min(_LEAST_HEAVY, int(scoring.SHARED / cost.largest))) if heavy else _LEAST
+            size = min(size, max(least, int(_CACHE / cost.largest)))
         every, count = self._images(split, size), max(1, int(scoring.SHARED / (each * size)))
         while block := list(islice(every, count)):
             yield block
@@ -135,8 +142,8 @@ class Mixtures:
         several = len(c) > len(self.points)  # otherwise k products cost more than they save
         points = {name: [point[name].contiguous() for point in self.points] for name in moving} if several else {}
         bare = self.estimating if private else self.bare
-        least = _WORTH * int((c != 0).sum(1).max())
-        return Span(partial(self._call, bare), points, moving | members.moving, private, scoring.SHARED, least)
+        return Span(partial(self._call, bare), points, moving | members.moving, private, scoring.SHARED,
+                    _WORTH * len(self.points))
 
     def _call(self, bare: nn.Module, weights: Weights, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
         with torch.autocast(self.like.device.type, torch.bfloat16, enabled=self.low):
@@ -153,7 +160,7 @@ class Mixtures:
         return Member(weights, members.buffers[row], c)
 
     def _images(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in batches(self.task, split, max(1, size // split.labels[0].numel()), self.like.dtype):
+        for images, labels in batches(self.task, split, size, self.like.dtype):
             if self.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels
@@ -174,7 +181,7 @@ class Mixtures:
         span = self._span(members, private=True)
         split = self.manner.statistics or self.task.train
         cost = self._cost(span, members, split)
-        for images, _ in self._images(split, scoring.BATCH):
+        for images, _ in self._images(split, _most(split)):
             shares = cost is not None and cost.shares and cost.apart * len(images) <= scoring.SHARED
             batch = Batch(span, images, shared=shares)
             for row, estimate in enumerate(estimates):

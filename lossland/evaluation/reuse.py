@@ -31,12 +31,14 @@ class Cost:
 
     Attributes:
         shares: whether they share work.
+        mixes: whether results at the k points are part of it.
         apart: kept for later passes without products at the k points.
         mixed: kept with them.
         largest: of the largest result of an operation.
     """
 
     shares: bool
+    mixes: bool
     apart: float
     mixed: float
     largest: float
@@ -86,7 +88,7 @@ class Span:
             mixed = self.record(first, images)[0]
             shares = bool(mixed.bytes or recording.lost(outputs))
         apart, both = ((one.bytes * shares + images.nbytes) / len(images) for one in (recording, mixed))
-        return Cost(shares, apart, both, mixed.largest / len(images))
+        return Cost(shares, shares and mixed.mixes, apart, both, max(1, mixed.largest) / len(images))
 
     def _repeats(self, recording: Recording, outputs: Tensor, member: Member, images: Tensor) -> bool:
         """Say whether a later pass gives what one of its own gives; what the recording left out is NaN in it."""

@@ -128,11 +128,11 @@ def logits_of(function: Stateless, weights: Weights, split: Split,
     buffers = function.buffers(weights) if buffers is None else buffers
     dtype = next(iter(weights.values())).dtype
     size = max(1, BATCH // split.labels[0].numel())
-    with keep_memory():
-        for images, labels in batches(function.task, split, size, dtype):
-            yield function(weights, buffers, images), labels
+    for images, labels in batches(function.task, split, size, dtype):
+        yield function(weights, buffers, images), labels
 
 
+@keep_memory()
 def add_point(sums: Sums, row: int, function: Stateless, weights: Weights, split: Split) -> None:
     """Add the scores of one network to row `row` of `sums`."""
     for logits, labels in logits_of(function, weights, split):
