@@ -80,8 +80,8 @@ def keep_memory(library: Callable[[], ctypes.CDLL | None] = _library) -> Iterato
 
     At the end of the last block the usual settings come back, and after a tenth of a second or more so does, to the
     system, what was kept. Requests of the main thread gain: in other threads glibc gives what is larger than 64 MiB
-    pages of its own whatever it is told. Other C libraries, and a glibc that environment variables (MALLOC_...,
-    GLIBC_TUNABLES) have told how to allocate, as Dask does for the workers that it starts, stay as they are.
+    pages of its own whatever it is told. Other C libraries, and a glibc that environment variables (``MALLOC_*``,
+    ``GLIBC_TUNABLES``) have told how to allocate, as Dask does for the workers that it starts, stay as they are.
 
     Args:
         library: returns the C library, or None where it is to be left alone.
