@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,6 +133,7 @@ def test_a_forked_child_starts_anew():
         allocation._blocks.lock.acquire()  # as another thread may have it
         child = os.fork()
         if child == 0:
+            signal.alarm(5)  # ends a child that waits for the lock
             with keep_memory(lambda: library):
                 right = allocation._blocks.count == 1
             os._exit(0 if right and allocation._blocks.count == 0 and library.options == allocation._USUAL else 1)

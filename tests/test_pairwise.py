@@ -8,9 +8,9 @@ from torch import nn
 from conftest import make_task
 from lossland import models
 from lossland.evaluation import evaluate, sharing
+from lossland.legs import Powers
 from lossland.neurons import pooled_centre
 from lossland.pairwise import pairs
-from lossland.legs import Powers
 from lossland.paths import Path, arc, chain, segment
 from lossland.weights import Weights
 
