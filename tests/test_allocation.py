@@ -127,19 +127,25 @@ def test_the_time_of_the_first_block_counts_not_of_the_last(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process")
-def test_a_forked_child_starts_anew():
+def test_a_forked_child_starts_anew(monkeypatch):
     library = Told()
-    with keep_memory(lambda: library):
-        allocation._blocks.lock.acquire()  # as another thread may have it
-        child = os.fork()
-        if child == 0:
-            signal.alarm(5)  # ends a child that waits for the lock
-            with keep_memory(lambda: library):
-                right = allocation._blocks.count == 1
-            os._exit(0 if right and allocation._blocks.count == 0 and library.options == allocation._USUAL else 1)
-        allocation._blocks.lock.release()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert allocation._blocks.count == 1
+    monkeypatch.setattr(allocation, "_library", lambda: library)
+    block = keep_memory(lambda: library)
+    block.__enter__()
+    allocation._blocks.lock.acquire()  # as another thread may have it
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)  # ends a child that waits for the lock
+        right = [library.options == allocation._USUAL]
+        with keep_memory(lambda: library):
+            right += [allocation._blocks.count == 1, library.options == allocation._USUAL | allocation._KEEPING]
+        block.__exit__(None, None, None)  # of the parent
+        right += [allocation._blocks.count == 0, library.options == allocation._USUAL]
+        os._exit(0 if all(right) else 1)
+    allocation._blocks.lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert allocation._blocks.count == 1
+    block.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("name, value", [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=3")])
